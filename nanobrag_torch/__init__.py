@@ -1,0 +1,1 @@
+"""nanoBragg in PyTorch: the intensities of X-ray diffraction stills, differentiable in every parameter."""
