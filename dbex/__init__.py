@@ -1,0 +1,1 @@
+"""DBEX refines diffraction stills against their raw pixels."""

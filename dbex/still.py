@@ -1,0 +1,213 @@
+"""The plain records of one still: what was read, what is refined against, what a refinement found.
+
+Arrays are numpy. Pixel coordinates are in pixels from the outer corner of a panel's first pixel: whole numbers are
+edges, the centre of pixel i is at i + 0.5. A bbox is (x0, x1, y0, y1), x along fast, y along slow, upper bounds
+exclusive.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Amplitudes:
+    """Structure factor amplitudes in P1 with Friedel mates apart: hkl (n, 3), F and sigma_F (n,); `dataset` is what
+    the file calls them, `space_group` the Hermann-Mauguin symbol and `unit_cell` the six numbers of the file."""
+
+    hkl: Ints
+    F: Floats
+    sigma_F: Floats
+    dataset: str
+    space_group: str
+    unit_cell: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The indexed reflections of a still: hkl (n, 3), panel (n,), bbox (n, 4), observed centroid xy_px (n, 2)
+    (fast, slow), summed intensity and its variance (n,), and `row` (n,), the place in the table that was read."""
+
+    hkl: Ints
+    panel: Ints
+    bbox: Ints
+    xy_px: Floats
+    intensity: Floats
+    variance: Floats
+    row: Ints
+
+    def __len__(self) -> int:
+        return len(self.hkl)
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """How numbers in the image become photons: photons = value / gain; read-out noise in photons, per panel a number
+    or an array (slow, fast). `provenance` is sigma_map, sigma_scalar, external_lookup or photon_counting."""
+
+    gain: float
+    sigma_readout_photons: tuple[float | Floats, ...]
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Still:
+    """One still as read, one entry a panel in `images_photons` and `trusted` (slow, fast), dxtbx's models as they
+    are, and the opaque reflection table that they came with."""
+
+    name: str
+    experiment: Any
+    table: Any
+    observed: Observed
+    images_photons: tuple[Floats, ...]
+    trusted: tuple[Bools, ...]
+    amplitudes: Amplitudes
+    noise: NoiseModel
+    crystal: CrystalConfig
+    detector: tuple[DetectorConfig, ...]
+    beam: BeamConfig
+    files: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RefinementInputs:
+    """What a loss needs, as arrays [panel, slow, fast]: `target` in photons with the background subtracted,
+    `loss_mask` where background and trust allow, `panel_slices` of (panel, (x0, x1, y0, y1)), σ in photons, a
+    background in photons that is -1 outside the boxes, and where gain, σ and scale came from."""
+
+    target: Floats
+    loss_mask: Bools
+    panel_slices: tuple[tuple[int, tuple[int, int, int, int]], ...]
+    trusted_mask: Bools
+    sigma_readout: Floats
+    target_representation: str
+    global_scale_hint: float
+    sigma_readout_provenance: str
+    background: Floats
+    adu_per_photon: float
+    unit_mode: str
+    variance_floor: float
+
+
+@dataclass(frozen=True)
+class ParameterEstimate:
+    """One refined number: before, after and its esds in `unit`; `esd_formal` is that of the normal matrix, `esd` the
+    one to quote.."""
+
+    name: str
+    group: str
+    unit: str
+    before: float
+    after: float
+    esd_formal: float
+    esd: float
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One step of the solver, for the history and the progress display."""
+
+    stage: str
+    number: int
+    chi2_per_pixel: float
+    merit: float
+    damping: float
+    step_in_esds: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """One row a box (n): the reflection, where the model puts it and what its pixels say of it.
+
+    Positions are (fast, slow). `excitation` is the excitation error over its rms along the Ewald sphere's normal (k),
+    `delpsi_rad` the rotation that would bring the node onto the sphere, `partiality` relative to a node on the
+    sphere. `intensity` and `variance` are the full intensity (scale of F²) from the box's own pixels, without prior;
+    `posterior_*` use the structure factors as prior. `row` is the row of the table that was read, -1 for a reflection
+    that was only predicted.
+    """
+
+    hkl: Ints
+    panel: Ints
+    bbox: Ints
+    xy_px: Floats
+    xy_mm: Floats
+    s1: Floats
+    delpsi_rad: Floats
+    excitation: Floats
+    partiality: Floats
+    partiality_esd: Floats
+    lp: Floats
+    intensity: Floats
+    variance: Floats
+    posterior_intensity: Floats
+    posterior_variance: Floats
+    prior_intensity: Floats
+    background_mean: Floats
+    cc: Floats
+    chi2_per_pixel: Floats
+    signal_to_noise: Floats
+    pixels: Ints
+    weight: Floats
+    row: Ints
+
+    def __len__(self) -> int:
+        return len(self.hkl)
+
+
+@dataclass(frozen=True)
+class PixelTable:
+    """One row a pixel (n), in photons; data and variance are those before subtraction of the background."""
+
+    box: Ints
+    panel: Ints
+    slow: Ints
+    fast: Ints
+    data: Floats
+    background: Floats
+    bragg: Floats
+    variance: Floats
+    used: Bools
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a fit can be used: `state` is good, poor or not converged, `reasons` say why in words, `advice` names
+    what the data ask for beyond what was refined."""
+
+    state: str
+    reasons: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refined still: the models, the estimates and everything that the reports and files are made from.
+
+    `figures` holds chi2_per_pixel, chi2_core, median_cc, boxes, pixels, core_pixels, boxes_cc, relative_model_error,
+    condition_number and their like by name; `left_out` counts what was not used and why.
+    """
+
+    still: Still
+    crystal: CrystalConfig
+    detector: tuple[DetectorConfig, ...]
+    beam: BeamConfig
+    estimates: tuple[ParameterEstimate, ...]
+    covariance: Floats
+    boxes: BoxTable
+    pixels: PixelTable
+    figures: dict[str, float]
+    left_out: dict[str, int]
+    history: tuple[Iteration, ...]
+    verdict: Verdict
+    seconds: dict[str, float]
+    worst_direction: str
