@@ -1,0 +1,20 @@
+"""What every test shares: one thread, shapes checked, and where the still and the golden images are."""
+
+import os
+
+# torch reads these once, at its first import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Types and shapes in annotations are checked at every call in the tests, and nowhere else.
+install_import_hook(["nanobrag_torch", "dbex"], "tests.shape_checker.checked")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
