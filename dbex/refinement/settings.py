@@ -1,0 +1,49 @@
+"""What a refinement is asked to do: which parameters move, on which reflections, from how far away."""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from dbex.errors import BadInput
+
+CRYSTAL = ("orientation", "cell", "scale", "b_factor", "size", "mosaicity")
+DETECTOR = ("distance", "shift", "tilt")
+BEAM = ("wavelength", "direction", "bandwidth")
+STARTS = ("auto", "wide", "near")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of one refinement.
+
+    `crystal`, `detector` and `beam` name the groups of parameters that move. Reflections finer than `d_min` (Å) are
+    left out. `model_error` is the relative error of |F|² beyond the file's sigma, None estimates it from the data.
+    `start` is wide for the coarse-to-fine search, near for none, auto to decide from the data. Raises BadInput.
+    """
+
+    crystal: tuple[str, ...] = CRYSTAL
+    detector: tuple[str, ...] = ()
+    beam: tuple[str, ...] = ()
+    d_min: float | None = None
+    max_iterations: int = 50
+    model_error: float | None = None
+    start: str = "auto"
+
+    def __post_init__(self) -> None:
+        for group, allowed in (("crystal", CRYSTAL), ("detector", DETECTOR), ("beam", BEAM)):
+            for name in getattr(self, group):
+                check_choice(f"refine.{group}", name, allowed)
+        check_choice("refine.start", self.start, STARTS)
+        if self.d_min is not None and not (math.isfinite(self.d_min) and self.d_min > 0):
+            raise BadInput(f"d_min is {self.d_min}: expected a resolution in Å above 0")
+        if self.max_iterations < 1:
+            raise BadInput(f"refine.max_iterations is {self.max_iterations}: expected at least 1")
+        if self.model_error is not None and not (math.isfinite(self.model_error) and self.model_error >= 0):
+            raise BadInput(f"refine.model_error is {self.model_error}: expected a relative error of 0 or more")
+
+
+def check_choice(key: str, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise BadInput, with the nearest valid choice, where `name` is none of `allowed`."""
+    if name not in allowed:
+        near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.0)[0]
+        raise BadInput(f"{key} has no choice {name!r}: did you mean {near!r}? (any of {', '.join(allowed)})")
