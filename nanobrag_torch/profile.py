@@ -1,0 +1,325 @@
+"""The closed form: a node's centroid and partiality, and the intensity of a pixel without sampling.
+
+Near a node h the intensity is a normalised 3-D Gaussian in q - A h whose covariance S is the sum of every cause of
+spread (docs/physics.md, section 3):
+
+    I(pixel) = G |F|² Ω P C N3(q - A h; S)
+
+S is taken once per node. A pixel is split in sub-pixels and its sensor in layers; what is left of either is part of S.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig
+from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.panel import Panels, captured, obliquity, pixel_positions, solid_angle, stack_panels
+from nanobrag_torch.polarization import polarization_factor
+from nanobrag_torch.rotation import rotation_from_vector
+from nanobrag_torch.spread import footprint_covariance, node_covariance
+from nanobrag_torch.tensors import as_tensor, dot, unit
+from nanobrag_torch.units import R_E_SQUARED_M2, RADIANS_PER_DEGREE
+
+#: ∫F_latt² over a cell of h, over NaNbNc, for Gaussian blocks: (0.63 π/2)^1.5.
+GAUSS_INTEGRAL = (0.63 * torch.pi / 2) ** 1.5
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """How a pixel is sampled: `oversample` sub-pixels along each edge, `layers` of the sensor."""
+
+    oversample: int = 2
+    layers: int = 2
+
+    @property
+    def samples(self) -> int:
+        return self.oversample**2 * self.layers
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Scattering vectors q (..., 3), 1/Å, and the factors Ω P C (...,) of samples of pixels."""
+
+    q: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Reciprocal nodes: q (n, 3), 1/Å; covariance (layers, n, 3, 3), 1/Å²; ln_amplitude (n,) of G |F|²."""
+
+    q: Tensor
+    covariance: Tensor
+    ln_amplitude: Tensor
+
+
+def mean_depth_ratio(x: Tensor) -> Tensor:
+    """Mean depth of absorption in a layer over its thickness, x thickness over absorption length: 1/x - 1/(e^x - 1)."""
+    small = torch.abs(x) < 1e-2
+    safe = torch.where(small, torch.ones_like(x), x)
+    return torch.where(small, 0.5 - x / 12 + x**3 / 720, 1 / safe - 1 / torch.expm1(safe))
+
+
+def depth_variance_ratio(x: Tensor) -> Tensor:
+    """Variance of that depth over the thickness squared: 1/x² - e^x/(e^x - 1)²."""
+    small = torch.abs(x) < 1e-2
+    safe = torch.where(small, torch.ones_like(x), x)
+    return torch.where(
+        small, 1 / 12 - x**2 / 240 + x**4 / 6048, 1 / safe**2 - 0.25 / torch.sinh(safe / 2) ** 2
+    )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the panels' sensors: depths (n panels,), mm, and whether the sensor absorbs at its surface only."""
+
+    near: Tensor
+    far: Tensor
+
+
+def sensor_layers(panels: Panels, layers: int) -> list[Layer]:
+    """Layers that absorb equally at normal incidence; one of no thickness where the sensor is not known."""
+    absorbing = (panels.thickness > 0) & (panels.mu > 0)
+    mu = torch.where(absorbing, panels.mu, torch.ones_like(panels.mu))
+    total = -torch.expm1(-mu * panels.thickness)
+    edges = [-torch.log1p(-total * i / layers) / mu for i in range(layers)] + [panels.thickness]
+    return [Layer(edges[i], edges[i + 1]) for i in range(layers)]
+
+
+def layer_depth(panels: Panels, layer: Layer, panel: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the depth of absorption in a layer, and the fraction absorbed, at that obliquity.
+
+    A sensor of no known absorption takes everything at its surface: its first layer has weight 1 over the number of
+    layers like every other.
+    """
+    near, thickness = layer.near[panel], (layer.far - layer.near)[panel]
+    mu = panels.mu[panel]
+    absorbing = (panels.thickness[panel] > 0) & (mu > 0)
+    x = torch.where(absorbing, mu * thickness / cosine, torch.ones_like(mu))
+    mean = torch.where(absorbing, near + thickness * mean_depth_ratio(x), torch.zeros_like(x))
+    variance = torch.where(absorbing, thickness**2 * depth_variance_ratio(x), torch.zeros_like(x))
+    return mean, variance, captured(mu, near, near + thickness, cosine)
+
+
+def rays(
+    panels: Panels, beam: BeamConfig, panel: Tensor, slow_px: Tensor, fast_px: Tensor, layer: Layer, layers: int
+) -> Rays:
+    """Rays to points (n,) of panels, given in pixels from the outer corner, absorbed in one layer of the sensor."""
+    like = panels.origin
+    surface = pixel_positions(panels, panel, slow_px, fast_px)
+    cosine = obliquity(panels, panel, unit(surface))
+    depth, _, fraction = layer_depth(panels, layer, panel, cosine)
+    absorbing = (panels.thickness[panel] > 0) & (panels.mu[panel] > 0)
+    position = pixel_positions(panels, panel, slow_px, fast_px, depth)
+    s0 = unit(as_tensor(beam.direction, like))
+    s1 = unit(position)
+    factor = solid_angle(panels, panel, position, depth) * torch.where(
+        absorbing, fraction, torch.full_like(fraction, 1.0 / layers)
+    )
+    if beam.polarization_fraction is not None:
+        normal = as_tensor(beam.polarization_normal, like)
+        factor = factor * polarization_factor(s1, s0, normal, as_tensor(beam.polarization_fraction, like))
+    return Rays((s1 - s0) / as_tensor(beam.wavelength_A, like), factor)
+
+
+def ln_integral(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """ln of ∫F_latt² d³q, 1/Å³, of Gaussian blocks: what a node's normalised Gaussian is multiplied by."""
+    cells = as_tensor(crystal.N_cells, like).prod()
+    fudge = as_tensor(crystal.fudge, like)
+    if crystal.shape == "gauss_isotropic" or crystal.domain_size_A is not None:
+        size = cells if crystal.domain_size_A is None else as_tensor(crystal.domain_size_A, like)
+        return 2 * torch.log(cells) + torch.log(GAUSS_INTEGRAL / size**3) - 1.5 * torch.log(fudge)
+    volume = torch.linalg.det(reciprocal_basis(crystal, like))
+    return torch.log(GAUSS_INTEGRAL * cells * torch.abs(volume)) - 1.5 * torch.log(fudge)
+
+
+def ln_absolute_scale(crystal: CrystalConfig, beam: BeamConfig, like: Tensor) -> Tensor:
+    """ln G of docs/physics.md, section 3: r_e² Φ ∫F_latt² d³q."""
+    return ln_integral(crystal, like) + torch.log(R_E_SQUARED_M2 * as_tensor(beam.fluence, like))
+
+
+def scan_covariance(scan: ScanConfig, q: Tensor) -> Tensor:
+    """Second moment (n, 3, 3) of the path of nodes q (n, 3) during a rotation about the middle of its range."""
+    path = torch.linalg.cross(unit(as_tensor(scan.axis, q)).expand_as(q), q)
+    width = as_tensor(scan.width_deg, q) * RADIANS_PER_DEGREE
+    return (width**2 / 12) * (path[..., :, None] * path[..., None, :])
+
+
+def mid_scan(crystal: CrystalConfig, scan: ScanConfig | None, like: Tensor) -> Tensor:
+    """The reciprocal basis (3, 3) in the middle of the rotation."""
+    A = reciprocal_basis(crystal, like)
+    if scan is None:
+        return A
+    middle = (as_tensor(scan.start_deg, like) + 0.5 * as_tensor(scan.width_deg, like)) * RADIANS_PER_DEGREE
+    return rotation_from_vector(middle * unit(as_tensor(scan.axis, like))) @ A
+
+
+def nodes(
+    crystal: CrystalConfig,
+    panels: Panels,
+    beam: BeamConfig,
+    hkl: Tensor,
+    panel: Tensor,
+    ln_scale: Tensor,
+    quadrature: Quadrature,
+    scan: ScanConfig | None = None,
+) -> Nodes:
+    """The nodes hkl (n, 3), each as the panel (n,) on which it is recorded sees it.
+
+    `ln_scale` (n,) or () is added to the isotropic displacement's -B|q|²/2 to give the amplitude.
+    """
+    like = panels.origin
+    q = hkl.to(like.dtype) @ mid_scan(crystal, scan, like).T
+    wavelength = as_tensor(beam.wavelength_A, like)
+    s1 = unit(q + unit(as_tensor(beam.direction, like)) / wavelength)
+    normal = panels.normal[panel]
+    range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
+    spread = node_covariance(crystal, beam, q)
+    if scan is not None:
+        spread = spread + scan_covariance(scan, q)
+    edge = panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
+    cosine = torch.abs(dot(s1, normal))
+    covariance = torch.stack(
+        [
+            spread
+            + footprint_covariance(
+                s1,
+                panels.fast[panel],
+                panels.slow[panel],
+                normal,
+                1 / (wavelength * range_mm),
+                edge,
+                layer_depth(panels, layer, panel, cosine)[1],
+            )
+            for layer in sensor_layers(panels, quadrature.layers)
+        ]
+    )
+    b_factor = as_tensor(crystal.b_factor_A2, like)
+    return Nodes(q, covariance, ln_scale - b_factor * (q**2).sum(-1) / 2)
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """Where nodes are seen: excitation error epsilon (n,), 1/Å; its rms width (n,), 1/Å; the diffracted direction
+    s1 (n, 3) of the centroid."""
+
+    epsilon: Tensor
+    width: Tensor
+    s1: Tensor
+
+    @property
+    def k(self) -> Tensor:
+        """Excitation error over its width."""
+        return self.epsilon / self.width
+
+
+def centroids(q: Tensor, covariance: Tensor, beam: BeamConfig) -> Centroids:
+    """Centroids of nodes q (n, 3) with covariance (n, 3, 3) on the Ewald sphere, taken flat over a node's width."""
+    k0 = unit(as_tensor(beam.direction, q)) / as_tensor(beam.wavelength_A, q)
+    to_node = q + k0
+    length = torch.linalg.vector_norm(to_node, dim=-1)
+    normal = to_node / length[..., None]
+    epsilon = length - 1 / as_tensor(beam.wavelength_A, q)
+    along = (covariance @ normal[..., None]).squeeze(-1)
+    variance = dot(normal, along)
+    centre = q - along * (epsilon / variance)[..., None]
+    return Centroids(epsilon, torch.sqrt(variance), unit(centre + k0))
+
+
+def intersection_px(panels: Panels, panel: Tensor, s1: Tensor) -> Tensor:
+    """Where rays s1 (n, 3) are recorded, in pixels (fast, slow) (n, 2), at the mean depth of absorption."""
+    normal = panels.normal[panel]
+    cosine = dot(s1, normal)
+    # the whole sensor as one layer: the mean over layers is the mean of all
+    whole = Layer(torch.zeros_like(panels.thickness), panels.thickness)
+    depth, _, _ = layer_depth(panels, whole, panel, torch.abs(cosine))
+    reach = (panels.distance[panel] + torch.sign(panels.distance)[panel] * depth) / cosine
+    offset = s1 * reach[..., None] - panels.origin[panel]
+    size = panels.pixel_size[panel]
+    return torch.stack([dot(offset, panels.fast[panel]) / size, dot(offset, panels.slow[panel]) / size], -1)
+
+
+def whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """W (..., 3, 3) with WᵀW = S⁻¹, lower triangular, and ln of the normalisation of N3, for covariances S.
+
+    Written out (a Cholesky factor and its inverse, nine numbers) so that it is cheap in bulk and smooth under autograd.
+    """
+    s = covariance
+    l00 = torch.sqrt(s[..., 0, 0])
+    l10, l20 = s[..., 1, 0] / l00, s[..., 2, 0] / l00
+    l11 = torch.sqrt(s[..., 1, 1] - l10**2)
+    l21 = (s[..., 2, 1] - l20 * l10) / l11
+    l22 = torch.sqrt(s[..., 2, 2] - l20**2 - l21**2)
+    zero = torch.zeros_like(l00)
+    w10 = -l10 / (l00 * l11)
+    w20 = (l10 * l21 / l11 - l20) / (l00 * l22)
+    rows = [1 / l00, zero, zero, w10, 1 / l11, zero, w20, -l21 / (l11 * l22), 1 / l22]
+    ln_norm = -1.5 * torch.log(torch.full_like(l00, 2 * torch.pi)) - torch.log(l00 * l11 * l22)
+    return torch.stack(rows, -1).unflatten(-1, (3, 3)), ln_norm
+
+
+def sub_pixel_offsets(oversample: int, like: Tensor) -> Tensor:
+    """Centres (oversample,) of the parts of a pixel's edge, in pixels from its lower edge."""
+    return (torch.arange(oversample, dtype=like.dtype, device=like.device) + 0.5) / oversample
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which node contributes to which pixel: indices (m,) into a list of pixels and one of nodes."""
+
+    pixel: Tensor
+    node: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixel)
+
+
+def pair_intensities(
+    at: Nodes, panels: Panels, beam: BeamConfig, pixels: tuple[Tensor, Tensor, Tensor], pairs: Pairs, rule: Quadrature
+) -> Tensor:
+    """Intensity (m,) of each pair: `pixels` are panel, slow and fast (n,)."""
+    panel, slow, fast = (column[pairs.pixel] for column in pixels)
+    like = panels.origin
+    offsets = sub_pixel_offsets(rule.oversample, like)
+    total = torch.zeros(len(pairs), dtype=like.dtype, device=like.device)
+    for number, layer in enumerate(sensor_layers(panels, rule.layers)):
+        W, ln_norm = whitening(at.covariance[number])
+        for up in offsets:
+            for along in offsets:
+                ray = rays(panels, beam, panel, slow + up, fast + along, layer, rule.layers)
+                white = (W[pairs.node] @ (ray.q - at.q[pairs.node])[..., None]).squeeze(-1)
+                exponent = (at.ln_amplitude + ln_norm)[pairs.node] - 0.5 * (white**2).sum(-1)
+                total = total + ray.factor * torch.exp(exponent)
+    return total / rule.oversample**2
+
+
+def profile(
+    crystal: CrystalConfig,
+    detector: Sequence[DetectorConfig],
+    beam: BeamConfig,
+    hkl: Tensor,
+    F: Tensor,
+    pixels: tuple[Tensor, Tensor, Tensor],
+    pairs: Pairs,
+    node_panel: Tensor,
+    rule: Quadrature = Quadrature(),
+    scan: ScanConfig | None = None,
+    max_pairs: int = 2_000_000,
+) -> Tensor:
+    """Bragg intensities (n pixels,), photons, of the nodes hkl (m, 3) with amplitudes F (m,), in closed form.
+
+    `pixels` are panel, slow and fast (n,); `pairs` says which node reaches which pixel, `node_panel` (m,) which panel
+    records it. The result has F's dtype and device; at most `max_pairs` pairs are in memory at once.
+    """
+    panels = stack_panels(detector, F)
+    scale = ln_absolute_scale(crystal, beam, F)
+    at = nodes(crystal, panels, beam, hkl, node_panel, scale, rule, scan)
+    image = torch.zeros(len(pixels[0]), dtype=F.dtype, device=F.device)
+    for first in range(0, len(pairs), max_pairs):
+        part = Pairs(pairs.pixel[first : first + max_pairs], pairs.node[first : first + max_pairs])
+        intensity = pair_intensities(at, panels, beam, pixels, part, rule) * F[part.node] ** 2
+        image = image.index_add(0, part.pixel, intensity)
+    return image

@@ -1,0 +1,91 @@
+"""The covariance of every cause that broadens a reciprocal node (docs/physics.md, section 3), in 1/Å².
+
+Widths are small compared with the distance between nodes; each acts on the offset q - A h linearly, so that
+covariances add. All are symmetric (..., 3, 3) in the laboratory frame.
+"""
+
+import torch
+from torch import Tensor
+
+from nanobrag_torch.config import BeamConfig, CrystalConfig
+from nanobrag_torch.lattice import orientation, reciprocal_basis
+from nanobrag_torch.rotation import cross_matrix
+from nanobrag_torch.tensors import as_tensor, unit
+from nanobrag_torch.units import RADIANS_PER_DEGREE
+
+#: Variance of F_latt² of a Gaussian block in units of (1/N)² or (1/L)²: exp(-2 x²/0.63).
+GAUSS_VARIANCE = 0.63 / 4
+
+
+def outer(v: Tensor) -> Tensor:
+    """v vᵀ (..., 3, 3)."""
+    return v[..., :, None] * v[..., None, :]
+
+
+def size_covariance(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """Broadening (3, 3) by the finite size of Gaussian blocks."""
+    if crystal.size_covariance is not None:
+        turn = orientation(crystal, like)
+        return turn @ as_tensor(crystal.size_covariance, like) @ turn.T
+    fudge = as_tensor(crystal.fudge, like)
+    n_cells = as_tensor(crystal.N_cells, like)
+    if crystal.shape == "gauss_isotropic" or crystal.domain_size_A is not None:
+        size = n_cells.prod() if crystal.domain_size_A is None else as_tensor(crystal.domain_size_A, like)
+        return GAUSS_VARIANCE / (fudge * size**2) * torch.eye(3, dtype=like.dtype, device=like.device)
+    if crystal.shape != "gauss":
+        raise ValueError(f"shape {crystal.shape!r} has no Gaussian closed form: use gauss, gauss_isotropic or simulate()")
+    A = reciprocal_basis(crystal, like)
+    return A @ torch.diag(GAUSS_VARIANCE / (fudge * n_cells**2)) @ A.T
+
+
+def mosaic_covariance(crystal: CrystalConfig, q: Tensor) -> Tensor:
+    """Broadening by the rotations of the blocks, at nodes q (..., 3): across q, growing with its length."""
+    if crystal.mosaic_covariance_deg2 is None:
+        eta = as_tensor(crystal.mosaicity_deg, q) * RADIANS_PER_DEGREE
+        identity = torch.eye(3, dtype=q.dtype, device=q.device)
+        return eta**2 * ((q**2).sum(-1)[..., None, None] * identity - outer(q))
+    turn = orientation(crystal, q)
+    rotations = turn @ (as_tensor(crystal.mosaic_covariance_deg2, q) * RADIANS_PER_DEGREE**2) @ turn.T
+    lever = cross_matrix(q)
+    return lever @ rotations @ lever.transpose(-1, -2)
+
+
+def radial_covariance(crystal: CrystalConfig, beam: BeamConfig, q: Tensor) -> Tensor:
+    """Broadening along q by a spread of the cell and of the wavelength: one term on a still."""
+    return (as_tensor(crystal.strain, q) ** 2 + as_tensor(beam.bandwidth, q) ** 2) * outer(q)
+
+
+def divergence_covariance(beam: BeamConfig, like: Tensor) -> Tensor:
+    """Broadening (3, 3) by a divergent beam, along n x s0 (h) and n (v)."""
+    s0 = unit(as_tensor(beam.direction, like))
+    horizontal = unit(torch.linalg.cross(as_tensor(beam.polarization_normal, like), s0))
+    vertical = torch.linalg.cross(s0, horizontal)
+    across = (as_tensor(beam.divergence_h_mrad, like) * 1e-3) ** 2 * outer(horizontal)
+    along = (as_tensor(beam.divergence_v_mrad, like) * 1e-3) ** 2 * outer(vertical)
+    return (across + along) / as_tensor(beam.wavelength_A, like) ** 2
+
+
+def node_covariance(crystal: CrystalConfig, beam: BeamConfig, q: Tensor) -> Tensor:
+    """What crystal and beam make of the nodes q (n, 3): (n, 3, 3)."""
+    return (
+        size_covariance(crystal, q)
+        + mosaic_covariance(crystal, q)
+        + radial_covariance(crystal, beam, q)
+        + divergence_covariance(beam, q)
+    )
+
+
+def footprint_covariance(
+    s1: Tensor, fast: Tensor, slow: Tensor, normal: Tensor, scale: Tensor, variance_px: Tensor, variance_depth: Tensor
+) -> Tensor:
+    """What a detector adds to rays s1 (n, 3): `variance_px` (mm²) along both edges, `variance_depth` along the normal.
+
+    `scale` (n,) is 1/(λ R), 1/(Å mm); the axes (n, 3) are those of the panel. A displacement d on the detector moves
+    q by (1/λR)(1 - s1 s1ᵀ) d.
+    """
+
+    def across(axis: Tensor) -> Tensor:
+        return outer((axis - (axis * s1).sum(-1, keepdim=True) * s1) * scale[..., None])
+
+    edges = across(fast) + across(slow)
+    return variance_px[..., None, None] * edges + variance_depth[..., None, None] * across(normal)
