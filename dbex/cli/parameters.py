@@ -1,0 +1,247 @@
+"""The parameters of the commands as a phil scope, and its command line in the manner of the DIALS programs."""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import libtbx.phil
+from libtbx.phil import tokenizer
+
+from dbex.errors import BadInput
+from dbex.refinement.settings import Settings, check_choice
+
+REFINE_PHIL = """
+mask = None
+  .type = path
+  .help = "Trusted pixels, as dials.generate_mask writes them: a pickled tuple of flex.bool, one a panel, True where"
+          "a pixel can be used."
+mtz_columns = None
+  .type = str
+  .help = "The amplitudes and their sigmas, such as F,SIGF. None takes those that the file has, if it has only one."
+gain = None
+  .type = numeric(above=0)
+  .help = "Image units per photon. None takes the gain that the experiment carries, 1 for a photon counter."
+sigma_readout = None
+  .type = numeric(above=0)
+  .help = "Read-out noise of a pixel (rms), in the image's units. A photon counter needs none."
+sigma_map = None
+  .type = path
+  .help = "File with the read-out noise of every pixel, in the image's units; goes before sigma_readout."
+d_min = None
+  .type = numeric(above=0)
+  .help = "Leave out reflections of a finer resolution, in Å. None uses all that reach the detector."
+threads = 1
+  .type = whole(minimum=1)
+  .help = "Threads of one refinement. On a busy machine more than one is slower, not faster."
+refine
+  .help = "What moves. Several names are joined by commas; none holds everything of a group."
+{
+  crystal = *orientation *cell *scale *b_factor *size *mosaicity
+    .type = choice(multi=True)
+    .help = "Parameters of the crystal that move: orientation, cell, scale, b_factor, size of the mosaic blocks,"
+            "mosaicity; or none."
+  detector = distance shift tilt
+    .type = choice(multi=True)
+    .help = "Parameters of the detector that move: distance, shift, tilt; or none."
+  beam = wavelength direction bandwidth
+    .type = choice(multi=True)
+    .help = "Parameters of the beam that move: wavelength, direction, bandwidth; or none."
+  start = *auto wide near
+    .type = choice
+    .help = "How far the start may be off: wide begins with a coarse-to-fine search, near refines at once, auto"
+            "decides from the data."
+  max_iterations = 50
+    .type = whole(minimum=1)
+    .help = "Give up after so many steps of the solver."
+  model_error = None
+    .type = numeric(minimum=0)
+    .help = "Relative error of |F|² beyond the sigmas of the structure factors. None estimates it from the data."
+}
+input
+  .help = "The files, recognised by their extensions when they are given without a key."
+{
+  experiments = None
+    .type = path
+    .help = "The stills' models (.expt)."
+  reflections = None
+    .type = path
+    .help = "Their indexed reflections (.refl)."
+  structure_factors = None
+    .type = path
+    .help = "Amplitudes of the structure (.mtz)."
+}
+output {
+  directory = refined
+    .type = path
+    .help = "Where the results go. An earlier result there is replaced once the new one is complete."
+}
+"""
+
+FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
+
+
+class NumericConverter(libtbx.phil.float_converters):
+    """A finite number, `above` a limit or from a `minimum` on, or None where it is optional."""
+
+    phil_type = "numeric"
+    parse = staticmethod(float)
+    optional = True
+    noun = "a number"
+
+    def __init__(self, above: float | None = None, minimum: float | None = None):
+        super().__init__()
+        self.above, self.minimum = above, minimum
+
+    def from_words(self, words: list[Any], master: Any) -> float | None:
+        text = " ".join(word.value for word in words).strip()
+        if text.lower() == "none" and self.optional:
+            return None
+        try:
+            value = self.parse(text)
+        except ValueError:
+            value = math.nan
+        if self.above is not None and not value > self.above:
+            value = math.nan
+        if self.minimum is not None and not value >= self.minimum:
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadInput(f"{master.full_path()} is {text!r}: expected {self.expected()}")
+        return value
+
+    def expected(self) -> str:
+        """What the parameter accepts, in words."""
+        if self.above is not None:
+            return f"{self.noun} above {self.above:g}"
+        return self.noun if self.minimum is None else f"{self.noun} of at least {self.minimum:g}"
+
+
+class WholeConverter(NumericConverter):
+    """A whole number from a `minimum` on."""
+
+    phil_type = "whole"
+    parse = staticmethod(int)
+    optional = False
+    noun = "a whole number"
+
+    def _value_as_str(self, value: int) -> str:
+        return str(value)
+
+
+class ChoiceConverter(libtbx.phil.choice_converters):
+    """A phil choice that also takes `a,b`, `a+b` and `none`, and names the nearest choice for a wrong one."""
+
+    def fetch(self, source_words: list[Any], master: Any, ignore_errors: bool = False) -> Any:
+        options = tuple(word.value.lstrip("*") for word in master.words)
+        values = [word.value for word in source_words]
+        marked = any(value.startswith("*") for value in values) or tuple(values) == options
+        names = values if marked else [name for name in re.split(r"[,+\s]+", " ".join(values)) if name]
+        for name in names:
+            if name.lower() != "none" or len(names) > 1:
+                check_choice(master.full_path(), name.lstrip("*").lower(), options)
+        chosen = [name.lstrip("*").lower() for name in names if not marked or name.startswith("*")]
+        if not self.multi and (len(chosen) != 1 or chosen == ["none"]):
+            raise BadInput(f"{master.full_path()} is {' '.join(values)!r}: expected one of {', '.join(options)}")
+        words = [tokenizer.word(value="*" + name if name in chosen else name) for name in options]
+        return master.customized_copy(words=words)
+
+
+def refine_scope() -> Any:
+    """The phil scope of dbex.refine with its defaults."""
+    registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
+    return libtbx.phil.parse(REFINE_PHIL, converter_registry=registry)
+
+
+def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
+    """The parameters that the arguments ask for, and the modified ones as phil text.
+
+    Arguments are files, recognised by extension (.phil holds parameters), and key=value, where a key may leave out
+    its leading scopes. Raises BadInput.
+    """
+    scope = refine_scope()
+    definitions = {definition.path: definition.object for definition in scope.all_definitions()}
+    sources, given = [], {}
+    for argument in arguments:
+        if os.path.splitext(argument)[1] == ".phil":
+            sources.append(parse_phil_file(argument, definitions))
+            continue
+        path, value = split_argument(argument, definitions)
+        if path in given:
+            raise BadInput(f"{path} is given twice, as {given[path]} and as {value}: expected one")
+        given[path] = value
+        quoted = value if value == "None" else tokenizer.quote_python_str('"', value)
+        sources.append(libtbx.phil.parse(f"{path} = {quoted}"))
+    parameters = scope.fetch(sources=sources).extract()
+    require_files(parameters)
+    return parameters, scope.fetch_diff(source=scope.format(parameters)).as_str().strip()
+
+
+def split_argument(argument: str, definitions: dict[str, Any]) -> tuple[str, str]:
+    """The full path of a parameter and the text of its value, from a file name or key=value; raises BadInput."""
+    extension = os.path.splitext(argument)[1]
+    key, equals, value = argument.partition("=")
+    if extension in FILES and (not equals or os.path.exists(argument)):
+        return FILES[extension], argument
+    if equals and not value.strip():
+        raise BadInput(f"{argument} has no value: expected {key}=value")
+    if equals:
+        return resolve_key(key.strip(), definitions), value.strip()
+    if argument.startswith("-"):
+        raise BadInput(f"unknown option {argument}: expected key=value, -c, -a, -h or --version")
+    hint = f": give it as mask={argument}" if extension in (".pickle", ".pkl", ".mask") else ""
+    raise BadInput(f"{argument} is no .expt, .refl, .mtz or .phil file and no key=value{hint}")
+
+
+def resolve_key(key: str, definitions: dict[str, Any]) -> str:
+    """The full path of a key, which may leave out leading scopes; an unknown one raises BadInput with the nearest."""
+    matches = [path for path in definitions if path == key or path.endswith(f".{key}")]
+    if key in matches or len(matches) == 1:
+        return key if key in matches else matches[0]
+    if matches:
+        raise BadInput(f"parameter {key} is ambiguous: expected one of {', '.join(matches)}")
+    spellings = {path: path for path in definitions} | {path.rpartition(".")[2]: path for path in definitions}
+    near = difflib.get_close_matches(key, spellings, n=1, cutoff=0.0)[0]
+    raise BadInput(f"unknown parameter {key}: did you mean {spellings[near]}?")
+
+
+def parse_phil_file(name: str, definitions: dict[str, Any]) -> Any:
+    """The phil scope of a parameter file, every key of which must be known; raises BadInput or OSError."""
+    with open(name, encoding="utf-8") as stream:
+        text = stream.read()
+    try:
+        source = libtbx.phil.parse(text, source_info=name)
+    except RuntimeError as error:
+        raise BadInput(f"{name} is no phil file: {' '.join(str(error).split())}") from error
+    for definition in source.all_definitions():
+        if definition.path not in definitions:
+            resolve_key(definition.path, definitions)
+            raise BadInput(f"{name} sets {definition.path}: expected the whole path of a parameter")
+    return source
+
+
+def require_files(parameters: Any) -> None:
+    """Raise BadInput unless all three input files are named and every named file exists."""
+    usage = "dbex.refine still.expt still.refl structure.mtz mask=mask.pkl [key=value …]"
+    for extension, path in FILES.items():
+        if getattr(parameters.input, path.partition(".")[2]) is None:
+            raise BadInput(f"no {extension} file is given: expected {usage}")
+    inputs = parameters.input
+    for name in (inputs.experiments, inputs.reflections, inputs.structure_factors, parameters.mask, parameters.sigma_map):
+        if name is not None and not os.path.isfile(name):
+            raise BadInput(f"{name}: {'is a directory, not a file' if os.path.isdir(name) else 'no such file'}")
+
+
+def settings_of(parameters: Any) -> Settings:
+    """The settings of a refinement; raises BadInput."""
+    refine = parameters.refine
+    return Settings(
+        crystal=tuple(refine.crystal),
+        detector=tuple(refine.detector),
+        beam=tuple(refine.beam),
+        d_min=parameters.d_min,
+        max_iterations=refine.max_iterations,
+        model_error=refine.model_error,
+        start=refine.start,
+    )
