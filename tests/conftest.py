@@ -8,12 +8,13 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 from pathlib import Path
 
-import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests import shape_checker
+
 # Types and shapes in annotations are checked at every call in the tests, and nowhere else.
-install_import_hook(["nanobrag_torch", "dbex"], "tests.shape_checker.checked")
+install_import_hook(["nanobrag_torch", "dbex"], f"{shape_checker.__name__}.checked")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
