@@ -2,9 +2,9 @@
 
 import difflib
 import math
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import libtbx.phil
@@ -87,15 +87,16 @@ class NumericConverter(libtbx.phil.float_converters):
     """A finite number, `above` a limit or from a `minimum` on, or None where it is optional."""
 
     phil_type = "numeric"
-    parse = staticmethod(float)
+    parse: Callable[[str], float] = float
     optional = True
     noun = "a number"
 
-    def __init__(self, above: float | None = None, minimum: float | None = None):
+    def __init__(self, above: float | None = None, minimum: float | None = None) -> None:
         super().__init__()
         self.above, self.minimum = above, minimum
 
     def from_words(self, words: list[Any], master: Any) -> float | None:
+        """The number that the words say; raises BadInput."""
         text = " ".join(word.value for word in words).strip()
         if text.lower() == "none" and self.optional:
             return None
@@ -122,7 +123,7 @@ class WholeConverter(NumericConverter):
     """A whole number from a `minimum` on."""
 
     phil_type = "whole"
-    parse = staticmethod(int)
+    parse = int
     optional = False
     noun = "a whole number"
 
@@ -134,6 +135,7 @@ class ChoiceConverter(libtbx.phil.choice_converters):
     """A phil choice that also takes `a,b`, `a+b` and `none`, and names the nearest choice for a wrong one."""
 
     def fetch(self, source_words: list[Any], master: Any, ignore_errors: bool = False) -> Any:
+        """The definition `master` with the choices that the words name; raises BadInput."""
         options = tuple(word.value.lstrip("*") for word in master.words)
         values = [word.value for word in source_words]
         marked = any(value.startswith("*") for value in values) or tuple(values) == options
@@ -162,9 +164,10 @@ def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
     """
     scope = refine_scope()
     definitions = {definition.path: definition.object for definition in scope.all_definitions()}
-    sources, given = [], {}
+    sources: list[Any] = []
+    given: dict[str, str] = {}
     for argument in arguments:
-        if os.path.splitext(argument)[1] == ".phil":
+        if Path(argument).suffix == ".phil":
             sources.append(parse_phil_file(argument, definitions))
             continue
         path, value = split_argument(argument, definitions)
@@ -180,9 +183,9 @@ def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
 
 def split_argument(argument: str, definitions: dict[str, Any]) -> tuple[str, str]:
     """The full path of a parameter and the text of its value, from a file name or key=value; raises BadInput."""
-    extension = os.path.splitext(argument)[1]
+    extension = Path(argument).suffix
     key, equals, value = argument.partition("=")
-    if extension in FILES and (not equals or os.path.exists(argument)):
+    if extension in FILES and (not equals or Path(argument).exists()):
         return FILES[extension], argument
     if equals and not value.strip():
         raise BadInput(f"{argument} has no value: expected {key}=value")
@@ -208,8 +211,7 @@ def resolve_key(key: str, definitions: dict[str, Any]) -> str:
 
 def parse_phil_file(name: str, definitions: dict[str, Any]) -> Any:
     """The phil scope of a parameter file, every key of which must be known; raises BadInput or OSError."""
-    with open(name, encoding="utf-8") as stream:
-        text = stream.read()
+    text = Path(name).read_text(encoding="utf-8")
     try:
         source = libtbx.phil.parse(text, source_info=name)
     except RuntimeError as error:
@@ -227,10 +229,11 @@ def require_files(parameters: Any) -> None:
     for extension, path in FILES.items():
         if getattr(parameters.input, path.partition(".")[2]) is None:
             raise BadInput(f"no {extension} file is given: expected {usage}")
-    inputs = parameters.input
-    for name in (inputs.experiments, inputs.reflections, inputs.structure_factors, parameters.mask, parameters.sigma_map):
-        if name is not None and not os.path.isfile(name):
-            raise BadInput(f"{name}: {'is a directory, not a file' if os.path.isdir(name) else 'no such file'}")
+    files = parameters.input
+    optional = filter(None, (parameters.mask, parameters.sigma_map))
+    for name in (files.experiments, files.reflections, files.structure_factors, *optional):
+        if not Path(name).is_file():
+            raise BadInput(f"{name}: {'is a directory, not a file' if Path(name).is_dir() else 'no such file'}")
 
 
 def settings_of(parameters: Any) -> Settings:

@@ -1,0 +1,241 @@
+"""dbex.refine: refines one still, or several one after the other, against their pixels.
+
+What takes time to import is imported where it is used, so that help and complaints come at once.
+"""
+
+import datetime
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dbex.cli.console import Log, Progress, exit_status
+from dbex.cli.parameters import interpret, refine_scope, settings_of
+from dbex.errors import BadInput
+from dbex.io.atomic import staged
+
+if TYPE_CHECKING:
+    from dbex.io.record import Run
+    from dbex.still import Still
+
+COMMAND = "dbex.refine"
+HELP = """\
+usage: dbex.refine still.expt still.refl structure.mtz mask=mask.pkl [key=value ...] [parameters.phil]
+
+Refines a diffraction still against its raw pixels: crystal, and on request detector and beam. Several stills in one
+.expt are refined one after the other.
+
+  dbex.refine still.expt still.refl structure.mtz mask=mask.pkl refine.detector=distance,shift
+
+options:
+  -c, --show-config        show all parameters with their defaults and what they mean
+  -a, --attributes-level N with -c: 0 without explanations, 2 with types
+  -h, --help               show this
+  --version                show the version
+
+Results, in output.directory (refined by default), which appears only once all is complete:
+  refined.expt, refined.refl   the models and the reflections, for DIALS
+  dbex.json                    parameters with esds, figures of merit, what was left out and why, versions
+  spots.png                    the worst, median and best spots: data, model, residual
+  pixels.h5                    every pixel and every box, to recompute any figure
+  dbex.log                     what was told on the way
+For several stills the refined.expt and refined.refl hold all of them, dbex.json lists them, and each has a folder of
+its own, such as 0003_name, with all of the above.
+
+exit status: 0 when every still was refined, however well (dbex.json has the verdict), 1 for bad input.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one still: its folder and the content of its dbex.json, or the reason why it has none."""
+
+    index: int
+    name: str
+    folder: str | None
+    content: dict[str, Any]
+    reason: str | None = None
+
+
+def run() -> int:
+    """The console script: exit status 0 when refined, 1 for bad input, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without χ still gets the rest of the line
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; raises BadInput and OSError for what cannot be read or written."""
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+    elif "--version" in arguments:
+        print(f"{COMMAND} {metadata.version('dbex')}")
+    elif {"-c", "--show-config"}.intersection(arguments):
+        show_config(arguments)
+    else:
+        return refine(arguments)
+    return 0
+
+
+def show_config(arguments: Sequence[str]) -> None:
+    """Print all parameters; `-a N` or `-aN` says with how much explanation."""
+    match = re.search(r"(?:^| )(?:-a|--attributes-level)[ =]?(\d+)", " ".join(arguments))
+    refine_scope().show(attributes_level=int(match.group(1)) if match else 1)
+
+
+def refine(arguments: Sequence[str]) -> int:
+    """Refine the stills that the arguments name; 1 when one of several could not be, else 0."""
+    parameters, modified = interpret(arguments)
+    settings = settings_of(parameters)
+    target = parameters.output.directory
+    interruptible = signal.getsignal(signal.SIGINT)
+    try:
+        with staged(target) as staging:
+            with closing(Log(staging / "dbex.log")) as log:
+                log.line(f"{COMMAND} {metadata.version('dbex')}\n")
+                log.line(f"The following parameters have been modified:\n\n{modified}\n")
+                lines, failed = refine_into(staging, parameters, run_of(arguments, modified, settings), log)
+                for line in lines:
+                    log.note(line)
+            # What is left takes milliseconds and must not stop half-way.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, interruptible)
+    print("\n".join(lines))
+    return 1 if failed else 0
+
+
+def run_of(arguments: Sequence[str], modified: str, settings: Any) -> "Run":
+    """The record of what was asked."""
+    from dbex.io.record import Run
+
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return Run(shlex.join([COMMAND, *arguments]), modified, settings, started)
+
+
+def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[tuple[str, ...], bool]:
+    """Refine every still into a folder of its own in `staging`, and give it its final shape.
+
+    Gives the lines to end with, and whether a still failed. Raises BadInput when none could be refined.
+    """
+    import torch
+
+    from dbex.io.record import write_record
+
+    torch.set_num_threads(parameters.threads)
+    outcomes = list(outcomes_of(staging, parameters, run, log))
+    done = [outcome for outcome in outcomes if outcome.folder]
+    if len(outcomes) == 1 and not done:
+        raise BadInput(str(outcomes[0].reason))
+    for outcome in outcomes:
+        if outcome.reason:
+            log.failure(f"{COMMAND}: {outcome.name} is left out: {outcome.reason}")
+    if not done:
+        raise BadInput(f"none of the {len(outcomes)} stills in {parameters.input.experiments} could be refined")
+    if len(outcomes) > 1:
+        return finish_several(outcomes, staging, parameters, run), len(done) < len(outcomes)
+    only = staging / str(done[0].folder)
+    for file in only.iterdir():
+        shutil.move(file, staging / file.name)
+    only.rmdir()
+    write_record(done[0].content, staging)
+    return tuple(done[0].content["summary"]), False
+
+
+def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterator[Outcome]:
+    """Read and refine one still after the other; one that cannot be used is told in a sentence, the next ones go on."""
+    from dbex.io.experiments import read_stills
+
+    stills = iter(
+        read_stills(
+            parameters.input.experiments,
+            parameters.input.reflections,
+            parameters.input.structure_factors,
+            parameters.mask,
+            mtz_columns=parameters.mtz_columns,
+            gain=parameters.gain,
+            sigma_readout=parameters.sigma_readout,
+            sigma_map=parameters.sigma_map,
+        )
+    )
+    index = 0
+    while True:
+        began, name = time.perf_counter(), f"still {index}"
+        try:
+            still = next(stills)
+            name = still.name
+            outcome = refine_one(index, still, staging, parameters, run, log, began)
+        except StopIteration:
+            return
+        except BadInput as error:
+            outcome = Outcome(index, name, None, {}, str(error))
+        yield outcome
+        index += 1
+
+
+def refine_one(
+    index: int, still: "Still", staging: Path, parameters: Any, run: "Run", log: Log, began: float
+) -> Outcome:
+    """Refine one still and write its folder; raises BadInput."""
+    from dbex.io.record import record, write_record
+    from dbex.io.results import write_results
+    from dbex.refinement.refine import refine_still
+    from dbex.report.figures import write_spots
+    from dbex.report.summary import left_out, summary, table
+
+    read = time.perf_counter()
+    log.line(f"{still.name}: {len(still.observed)} indexed reflections, {len(still.detector)} panels")
+    with closing(Progress(log, still.name)) as progress:
+        refined = refine_still(still, run.settings, progress)
+    refined_at = time.perf_counter()
+    name = re.sub(r"[^\w.-]+", "_", Path(still.name).name).strip("._") or "still"
+    folder = staging / f"{index:04d}_{name}"
+    folder.mkdir()
+    write_results(refined, folder)
+    write_spots(refined, folder / "spots.png")
+    log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}\n")
+    content = record(refined, run)
+    content["seconds"] |= {"reading": read - began, "refining": refined_at - read}
+    content["seconds"] |= {"writing": time.perf_counter() - refined_at}
+    content["summary"] = summary(refined, parameters.output.directory)
+    write_record(content, folder)
+    return Outcome(index, still.name, folder.name, content)
+
+
+def finish_several(outcomes: Sequence[Outcome], staging: Path, parameters: Any, run: "Run") -> tuple[str, ...]:
+    """Write what several stills have in common, and give the lines to end with."""
+    from dbex.io.record import provenance, write_record
+    from dbex.io.results import write_composite
+
+    write_composite([staging / outcome.folder for outcome in outcomes if outcome.folder], staging)
+    stills = [
+        {
+            "index": outcome.index,
+            "still": outcome.name,
+            "folder": outcome.folder,
+            "verdict": outcome.content.get("verdict"),
+            "figures": outcome.content.get("figures"),
+            "failure": outcome.reason,
+        }
+        for outcome in outcomes
+    ]
+    write_record({**provenance(run), "stills": stills}, staging)
+    lines = [
+        f"{outcome.name}: {outcome.content['summary'][0] if outcome.folder else 'not refined'}" for outcome in outcomes
+    ]
+    refined = sum(outcome.folder is not None for outcome in outcomes)
+    return (*lines, f"{refined} of {len(outcomes)} stills refined; results in {parameters.output.directory}")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,110 @@
+"""What a refinement found, in words and in a table."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from dbex.refinement.settings import BEAM, DETECTOR
+from dbex.still import ParameterEstimate, Refined
+
+HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
+
+
+def summary(refined: Refined, folder: Path | str) -> tuple[str, ...]:
+    """Five lines: whether the fit is good; what moved of the crystal; of its cell; of detector and beam; what to do
+    next, and where the results are."""
+    groups = [estimate.group for estimate in refined.estimates]
+    crystal = [group for group in dict.fromkeys(groups) if group not in ("orientation", "cell", *DETECTOR, *BEAM)]
+    moved = [moves(refined, DETECTOR), moves(refined, BEAM)]
+    held = [name for name, text in zip(("detector", "beam"), moved, strict=True) if not text]
+    bench = [f"{name}: {text}" for name, text in zip(("detector", "beam"), moved, strict=True) if text]
+    return (
+        verdict_line(refined),
+        "; ".join(filter(None, (orientation(refined), moves(refined, crystal)))) or "crystal held",
+        f"cell: {moves(refined, ['cell']) or 'held'}",
+        "; ".join([*bench, *([f"{' and '.join(held)} held"] if held else [])]),
+        f"{'; '.join(refined.verdict.advice) or 'nothing more to free'}; results in {folder}",
+    )
+
+
+def verdict_line(refined: Refined) -> str:
+    """The verdict with the figures that it rests on."""
+    figures = refined.figures
+    fit = (
+        f"{refined.verdict.state} fit: χ²/pixel {figure(figures, 'chi2_per_pixel')} "
+        f"over {count(figures, 'pixels')} pixels, {figure(figures, 'chi2_core')} over {count(figures, 'core_pixels')} "
+        f"core pixels; median CC {figure(figures, 'median_cc')} of {count(figures, 'boxes_cc')} bright spots"
+    )
+    return "; ".join([fit, *refined.verdict.reasons])
+
+
+def figure(figures: dict[str, float], name: str) -> str:
+    """A figure of merit to three decimals, a dash where there is none."""
+    value = figures.get(name, math.nan)
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def count(figures: dict[str, float], name: str) -> str:
+    """A number of things, a dash where it is not known."""
+    value = figures.get(name, math.nan)
+    return f"{value:.0f}" if math.isfinite(value) else "-"
+
+
+def orientation(refined: Refined) -> str:
+    """The angle by which the crystal turned, and its largest component in esds; empty where it was held."""
+    turned = [estimate for estimate in refined.estimates if estimate.group == "orientation"]
+    if not turned:
+        return ""
+    angle = math.hypot(*(estimate.after - estimate.before for estimate in turned))
+    esd = max(estimate.esd for estimate in turned)
+    return f"orientation turned by {rounded(angle, esd)} ± {rounded(esd, esd)} {turned[0].unit} ({largest(turned)})"
+
+
+def largest(estimates: Iterable[ParameterEstimate]) -> str:
+    """The largest of the moves, in esds."""
+    return f"{max(abs_moves(estimates)):.1f} esds"
+
+
+def abs_moves(estimates: Iterable[ParameterEstimate]) -> list[float]:
+    """How far each parameter moved, in esds; 0 where it has no esd."""
+    return [abs(e.after - e.before) / e.esd if math.isfinite(e.esd) and e.esd > 0 else 0.0 for e in estimates]
+
+
+def moves(refined: Refined, groups: Iterable[str]) -> str:
+    """Before, after, esd and the move in esds of the parameters of some groups; empty where none is free."""
+    wanted = [estimate for estimate in refined.estimates if estimate.group in tuple(groups)]
+    return ", ".join(
+        f"{e.name} {rounded(e.before, e.esd)} → {rounded(e.after, e.esd)} ± {rounded(e.esd, e.esd)}"
+        f"{'' if e.unit in ('', '1') else ' ' + e.unit} ({moved:.1f} esds)"
+        for e, moved in zip(wanted, abs_moves(wanted), strict=True)
+    )
+
+
+def rounded(value: float, esd: float) -> str:
+    """A number to the second digit of its esd, to six digits where it has none."""
+    if not (math.isfinite(value) and math.isfinite(esd) and esd > 0):
+        return f"{value:.6g}"
+    decimals = 1 - math.floor(math.log10(esd))
+    return f"{value:.{decimals}f}" if 0 <= decimals <= 9 else f"{value:.4g}"
+
+
+def table(refined: Refined) -> str:
+    """Every refined parameter, before and after, as lines of aligned columns."""
+    rows = [
+        (e.name, rounded(e.before, e.esd), rounded(e.after, e.esd), rounded(e.esd, e.esd), e.unit, f"{moved:.1f} esds")
+        for e, moved in zip(refined.estimates, abs_moves(refined.estimates), strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place in (0, 4) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (HEADINGS, *rows)
+    )
+
+
+def left_out(counts: dict[str, int]) -> str:
+    """What was not used and why, in a sentence."""
+    kept = [f"{number} {reason}" for reason, number in counts.items() if number]
+    return f"left out: {', '.join(kept)}" if kept else "nothing was left out"
