@@ -128,11 +128,11 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
 
     Gives the lines to end with, and whether a still failed. Raises BadInput when none could be refined.
     """
-    import torch
+    from torch import set_num_threads
 
     from dbex.io.record import write_record
 
-    torch.set_num_threads(parameters.threads)
+    set_num_threads(parameters.threads)
     outcomes = list(outcomes_of(staging, parameters, run, log))
     done = [outcome for outcome in outcomes if outcome.folder]
     if len(outcomes) == 1 and not done:
