@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import SymLogNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from dbex.still import Floats, Ints, Refined
@@ -52,24 +52,27 @@ def spots_figure(refined: Refined) -> Figure:
     """The worst, median and best spots by correlation, each as data and model on one scale, and Z."""
     ranked = ranked_boxes(refined)
     count = max(1, *(len(chosen) for chosen in ranked.values()))
-    figure = Figure(figsize=(5.6 * count + 1.2, 2.75 * len(KINDS) + 1.0), dpi=110)
+    figure = Figure(figsize=(4.9 * count + 1.3, 2.25 * len(KINDS) + 0.7), dpi=110)
     FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(KINDS), 1) if count else []
+    grid = figure.add_gridspec(
+        len(KINDS), 4 * count, left=0.04, right=0.94, top=0.87, bottom=0.04, wspace=0.08, hspace=0.42,
+        width_ratios=[1, 1, 1, 0.2] * count,
+    )  # fmt: skip
     residual = None
-    for row, (kind, chosen) in zip(rows, ranked.items(), strict=True):
-        row.text(0.004, 0.5, f"{kind} CC", rotation=90, va="center", fontsize=12, weight="bold")
-        grid = row.add_gridspec(1, 4 * count, left=0.035, right=0.955, top=0.76, bottom=0.05, wspace=0.12,
-                                width_ratios=[1, 1, 1, 0.25] * count)  # fmt: skip
+    for row, (kind, chosen) in enumerate(ranked.items()):
         for place, box in enumerate(chosen):
-            axes = [row.add_subplot(grid[0, 4 * place + column]) for column in range(3)]
+            axes = [figure.add_subplot(grid[row, 4 * place + column]) for column in range(3)]
             residual = draw_spot(axes, refined, int(box))
+            if place == 0:
+                axes[0].set_ylabel(f"{kind} CC", fontsize=12, weight="bold")
     if residual is not None:
-        bar = figure.colorbar(residual, cax=figure.add_axes((0.972, 0.12, 0.008, 0.72)), extend="both")
+        bar = figure.colorbar(residual, cax=figure.add_axes((0.945, 0.12, 0.009, 0.68)), extend="both")
         bar.set_label("Z = (data − model)/σ", fontsize=9)
     figure.suptitle(
-        f"{refined.still.name}: spots ranked by the correlation of data and model; grey pixels were not used",
-        fontsize=11, y=0.995,
-    )  # fmt: skip
+        f"{refined.still.name}: spots ranked by the correlation of data and model. "
+        "Data and model share a scale (square root of photons); grey pixels were not used",
+        fontsize=11,
+    )
     return figure
 
 
@@ -78,8 +81,8 @@ def draw_spot(axes: list[Any], refined: Refined, box: int) -> Any:
     data, model, z = box_images(refined, box)
     boxes = refined.boxes
     low, high = np.nanmin([data, model]), np.nanmax([data, model])
-    # Photons span decades within a spot: linear near the noise, logarithmic above.
-    norm = SymLogNorm(linthresh=max(1.0, 0.02 * high), vmin=low, vmax=max(high, low + 1.0))
+    # The square root makes the noise of photons equally visible at every brightness.
+    norm = PowerNorm(0.5, vmin=low, vmax=max(high, low + 1.0))
     images = [axes[0].imshow(data, norm=norm, cmap=INTENSITY_MAP), axes[1].imshow(model, norm=norm, cmap=INTENSITY_MAP),
               axes[2].imshow(z, vmin=-Z_LIMIT, vmax=Z_LIMIT, cmap=RESIDUAL_MAP)]  # fmt: skip
     labels = ("data", "model", f"Z, χ²/px {boxes.chi2_per_pixel[box]:.2f}")
@@ -89,8 +92,9 @@ def draw_spot(axes: list[Any], refined: Refined, box: int) -> Any:
         axis.set_yticks([])
         axis.set_xlabel(label, fontsize=8)
     h, k, l = (int(index) for index in boxes.hkl[box])
-    brightness = f"{low:.0f} to {high:.0f} photons, S/N {boxes.signal_to_noise[box]:.0f}"
-    axes[1].set_title(f"hkl {h} {k} {l}   CC {boxes.cc[box]:.3f}\n{brightness}", fontsize=9)
+    brightness = f"{round(low)} to {round(high)} photons, S/N {boxes.signal_to_noise[box]:.0f}"
+    where = f", panel {boxes.panel[box]}" if len(refined.detector) > 1 else ""
+    axes[1].set_title(f"hkl {h} {k} {l}{where}   CC {boxes.cc[box]:.3f}\n{brightness}", fontsize=9)
     return images[2]
 
 

@@ -4,20 +4,21 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from dbex.refinement.settings import BEAM, DETECTOR
+from dbex.refinement.settings import CRYSTAL
 from dbex.still import ParameterEstimate, Refined
 
+#: How a person writes the units of the estimates.
+SIGNS = {"A": "Å", "A^2": "Å²", "deg": "°", "1": ""}
 HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
 
 
 def summary(refined: Refined, folder: Path | str) -> tuple[str, ...]:
     """Five lines: whether the fit is good; what moved of the crystal; of its cell; of detector and beam; what to do
     next, and where the results are."""
-    groups = [estimate.group for estimate in refined.estimates]
-    crystal = [group for group in dict.fromkeys(groups) if group not in ("orientation", "cell", *DETECTOR, *BEAM)]
-    moved = [moves(refined, DETECTOR), moves(refined, BEAM)]
-    held = [name for name, text in zip(("detector", "beam"), moved, strict=True) if not text]
-    bench = [f"{name}: {text}" for name, text in zip(("detector", "beam"), moved, strict=True) if text]
+    crystal = [group for group in CRYSTAL if group not in ("orientation", "cell")]
+    moved = {name: moves(refined, [name]) for name in ("detector", "beam")}
+    held = [name for name, text in moved.items() if not text]
+    bench = [f"{name}: {text}" for name, text in moved.items() if text]
     return (
         verdict_line(refined),
         "; ".join(filter(None, (orientation(refined), moves(refined, crystal)))) or "crystal held",
@@ -57,7 +58,7 @@ def orientation(refined: Refined) -> str:
         return ""
     angle = math.hypot(*(estimate.after - estimate.before for estimate in turned))
     esd = max(estimate.esd for estimate in turned)
-    return f"orientation turned by {rounded(angle, esd)} ± {rounded(esd, esd)} {turned[0].unit} ({largest(turned)})"
+    return f"orientation turned by {rounded(angle, esd)} ± {rounded(esd, esd)}{sign(turned[0])} ({largest(turned)})"
 
 
 def largest(estimates: Iterable[ParameterEstimate]) -> str:
@@ -67,22 +68,33 @@ def largest(estimates: Iterable[ParameterEstimate]) -> str:
 
 def abs_moves(estimates: Iterable[ParameterEstimate]) -> list[float]:
     """How far each parameter moved, in esds; 0 where it has no esd."""
-    return [abs(e.after - e.before) / e.esd if math.isfinite(e.esd) and e.esd > 0 else 0.0 for e in estimates]
+    return [abs(e.after - e.before) / e.esd if known(e.esd) else 0.0 for e in estimates]
+
+
+def known(esd: float) -> bool:
+    """Whether an esd is a number that something can be measured in."""
+    return math.isfinite(esd) and esd > 0
 
 
 def moves(refined: Refined, groups: Iterable[str]) -> str:
     """Before, after, esd and the move in esds of the parameters of some groups; empty where none is free."""
     wanted = [estimate for estimate in refined.estimates if estimate.group in tuple(groups)]
     return ", ".join(
-        f"{e.name} {rounded(e.before, e.esd)} → {rounded(e.after, e.esd)} ± {rounded(e.esd, e.esd)}"
-        f"{'' if e.unit in ('', '1') else ' ' + e.unit} ({moved:.1f} esds)"
+        f"{e.name} {rounded(e.before, e.esd)} → {rounded(e.after, e.esd)}"
+        + (f" ± {rounded(e.esd, e.esd)}{sign(e)} ({moved:.1f} esds)" if known(e.esd) else f"{sign(e)} (no esd)")
         for e, moved in zip(wanted, abs_moves(wanted), strict=True)
     )
 
 
+def sign(estimate: ParameterEstimate) -> str:
+    """The unit as it follows a number."""
+    unit = SIGNS.get(estimate.unit, estimate.unit)
+    return unit if unit in ("", "°") else f" {unit}"
+
+
 def rounded(value: float, esd: float) -> str:
     """A number to the second digit of its esd, to six digits where it has none."""
-    if not (math.isfinite(value) and math.isfinite(esd) and esd > 0):
+    if not (math.isfinite(value) and known(esd)):
         return f"{value:.6g}"
     decimals = 1 - math.floor(math.log10(esd))
     return f"{value:.{decimals}f}" if 0 <= decimals <= 9 else f"{value:.4g}"

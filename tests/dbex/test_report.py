@@ -1,0 +1,95 @@
+"""What a person is told and shown of a refinement."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from dbex.report.figures import box_images, ranked_boxes, spots_figure, write_spots
+from dbex.report.summary import left_out, rounded, summary, table
+from dbex.still import Verdict
+from tests.dbex.refined_example import HALF_BOX, example_refined
+
+
+@pytest.fixture(scope="module")
+def refined():
+    return example_refined()
+
+
+def test_five_lines_say_whether_the_fit_is_good_and_what_moved(refined):
+    lines = summary(refined, "refined")
+    assert len(lines) == 5
+    assert lines[0].startswith(f"good fit: χ²/pixel {refined.figures['chi2_per_pixel']:.3f} over")
+    assert "orientation turned by 0.2000 ± 0.0010° (200.0 esds)" in lines[1]
+    assert "mosaicity 0.00300 → 0.03100 ± 0.00060° (46.7 esds)" in lines[1]
+    assert lines[2] == "cell: cell_a 27.3758 → 27.4032 ± 0.0020 Å (13.7 esds)"
+    assert "detector: distance" in lines[3]
+    assert "(no esd)" in lines[3], "a number without an esd has moved by no number of esds"
+    assert "beam: wavelength 0.97680 → 0.97700 ± 0.00010 Å (2.0 esds)" in lines[3]
+    assert lines[4] == "the data ask for a bandwidth: add refine.beam=bandwidth; results in refined"
+
+
+def test_what_was_held_is_said_to_be_held(refined):
+    held = replace(refined, estimates=(), verdict=Verdict("poor", ("a second lattice",), ()))
+    lines = summary(held, "out")
+    assert lines[0].startswith("poor fit")
+    assert lines[0].endswith("a second lattice")
+    assert lines[1:4] == ("crystal held", "cell: held", "detector and beam held")
+    assert lines[4] == "nothing more to free; results in out"
+
+
+def test_the_table_has_a_line_for_every_parameter(refined):
+    lines = table(refined).splitlines()
+    assert len(lines) == 1 + len(refined.estimates)
+    assert lines[2].split() == ["cell_a", "27.3758", "27.4032", "0.0020", "A", "13.7", "esds"]
+
+
+def test_a_number_shows_the_second_digit_of_its_esd():
+    assert rounded(231.27645, 0.0123) == "231.276"
+    assert rounded(231.27645, 12.3) == "231"
+    assert rounded(1234567.0, 123.0) == "1.235e+06"
+    assert rounded(0.5, float("nan")) == "0.5"
+
+
+def test_only_what_was_left_out_is_counted(refined):
+    assert left_out(refined.left_out) == "left out: 3 boxes at the edge"
+    assert left_out({"hot pixels": 0}) == "nothing was left out"
+
+
+def test_spots_are_ranked_by_the_correlation_of_data_and_model(refined):
+    ranked = ranked_boxes(refined)
+    cc = {kind: refined.boxes.cc[boxes] for kind, boxes in ranked.items()}
+    bright = refined.boxes.cc[refined.boxes.signal_to_noise > 10]
+    assert cc["worst"][0] == bright.min()
+    assert cc["best"][0] == bright.max()
+    assert abs(np.median(cc["median"]) - np.median(bright)) < np.ptp(bright) / 10
+
+
+def test_the_pixels_of_a_spot_stand_where_the_detector_has_them(refined):
+    data, model, z = box_images(refined, 100)
+    assert data.shape == (2 * HALF_BOX + 1, 2 * HALF_BOX + 1)
+    assert np.isnan(data[0, 0]), "the corner was not used"
+    x, y = refined.boxes.xy_px[100] - refined.boxes.bbox[100, [0, 2]]
+    assert np.unravel_index(np.nanargmax(model), model.shape) == (int(y), int(x))
+    assert np.nanmean(z**2) == pytest.approx(refined.boxes.chi2_per_pixel[100], rel=0.1)
+
+
+def test_data_and_model_share_a_scale_and_residuals_have_a_symmetric_one(refined):
+    axes = [axis for axis in spots_figure(refined).axes if axis.images]
+    assert len(axes) == 27
+    for data, model, z in zip(axes[::3], axes[1::3], axes[2::3], strict=True):
+        assert data.images[0].norm is model.images[0].norm
+        assert z.images[0].norm.vmin == -z.images[0].norm.vmax
+        assert "hkl" in model.get_title()
+        assert "CC" in model.get_title()
+
+
+def test_a_still_with_one_spot_or_none_has_a_picture_too(refined, tmp_path):
+    for number in (1, 0):
+        few = replace(
+            refined,
+            boxes=replace(refined.boxes, pixels=np.where(np.arange(len(refined.boxes)) < number, 10, 0)),
+        )
+        write_spots(few, tmp_path / "spots.png")
+        assert image.imread(tmp_path / "spots.png").shape[2] == 4
