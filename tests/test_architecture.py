@@ -37,7 +37,7 @@ LAYERS = {
     "dbex.rois": ("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "scipy", "torch"),
     "dbex.data_load": (
         *("dbex.io", "dbex.models", "dbex.rois", "dbex.background", "dbex.errors", "dbex.still"),
-        *("nanobrag_torch.config", "numpy"),
+        *("dbex.physics.noise", "nanobrag_torch.config", "numpy"),
     ),
     "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
     # What a refinement is asked to do is a plain record, which the files of its result repeat.

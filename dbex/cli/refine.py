@@ -154,7 +154,7 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
 
 def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterator[Outcome]:
     """Read and refine one still after the other; one that cannot be used is told in a sentence, the next ones go on."""
-    from dbex.io.experiments import read_stills
+    from dbex.data_load import read_stills
 
     stills = iter(
         read_stills(

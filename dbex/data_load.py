@@ -1,0 +1,242 @@
+"""The files of a still, or of several, as named records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbex.background import background_image, fit_planes, plane_basis
+from dbex.errors import BadInput
+from dbex.io import masks, reflections
+from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments
+from dbex.io.images import RawImage, image_path, in_photons, read_image, within_trusted_range
+from dbex.io.structure_factors import check_crystal, read_amplitudes
+from dbex.models import create_beam_config, create_crystal_config, create_detector_config
+from dbex.physics.noise import counts_photons, noise_model
+from dbex.rois import Boxes, box_pixels, padded_boxes
+from dbex.still import Bools, Floats, NoiseModel, Observed, Still
+
+#: Pixels around a spot's own box that its tails may reach, which no background is taken from.
+TAIL_PX = 1
+
+
+def read_stills(
+    expt_path: str | Path,
+    refl_path: str | Path,
+    mtz_path: str | Path,
+    mask_path: str | Path | None = None,
+    *,
+    mtz_columns: str | None = None,
+    gain: float | None = None,
+    sigma_readout: float | None = None,
+    sigma_map: str | Path | None = None,
+) -> "Stills":
+    """The stills of an experiment list, read one after the other while they are iterated over; what they share is
+    read at once.
+
+    `gain` is in image units per photon; `sigma_readout` and the map are in image units. Raises BadInput, here for
+    the shared files, and at a still for what is wrong with it; iteration can go on with the next one.
+    """
+    return Stills(expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map)
+
+
+class Stills:
+    """The stills of an experiment list: `len`, iteration, and `read(index)` for one."""
+
+    def __init__(
+        self,
+        expt_path: str | Path,
+        refl_path: str | Path,
+        mtz_path: str | Path,
+        mask_path: str | Path | None,
+        mtz_columns: str | None,
+        gain: float | None,
+        sigma_readout: float | None,
+        sigma_map: str | Path | None,
+    ) -> None:
+        self.experiments = read_experiments(expt_path)
+        self.table = reflections.read_table(refl_path)
+        self.amplitudes, self.miller_array = read_amplitudes(mtz_path, mtz_columns)
+        self.files = {"experiments": expt_path, "reflections": refl_path, "structure_factors": mtz_path}
+        self.files |= {name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map)) if path}
+        self.gain, self.sigma_readout = gain, sigma_readout
+
+    def __len__(self) -> int:
+        return len(self.experiments)
+
+    def __iter__(self) -> Iterator[Still]:
+        return _Reading(self)
+
+    def read(self, index: int) -> Still:
+        """One still. Raises BadInput."""
+        experiment, name = self.experiments[index], self.name(index)
+        detector, beam = experiment.detector, experiment.beam
+        self.check(index)
+        observed, left_out = self.observed(index)
+        raw = read_image(experiment, name)
+        counting = counts_photons(detector, raw.whole_numbers)
+        trusted = self.trusted(index, raw, counting, observed)
+        noise = self.noise(index, counting, trusted)
+        return Still(
+            name=name,
+            experiment=experiment,
+            table=self.table,
+            observed=observed,
+            images_photons=in_photons(raw, noise.gain),
+            trusted=trusted,
+            amplitudes=self.amplitudes,
+            noise=noise,
+            crystal=create_crystal_config(experiment.crystal, experiment),
+            detector=tuple(create_detector_config(panel, beam) for panel in detector),
+            beam=create_beam_config(beam),
+            files={key: str(path) for key, path in self.files.items()} | {"image": str(raw.path)},
+            left_out=left_out,
+        )
+
+    def name(self, index: int) -> str:
+        """The image's name without its ending; with its number where one file holds several."""
+        imageset = self.experiments[index].imageset
+        if imageset is None:
+            return f"experiment {index}"
+        stem = image_path(self.experiments[index]).stem
+        number = imageset.indices()[0]
+        return f"{stem}_{number:05d}" if number else stem
+
+    def check(self, index: int) -> None:
+        """Raise BadInput unless the models make sense and the structure factors are of this crystal."""
+        check_experiment(self.experiments[index], self.name(index))
+        check_crystal(self.amplitudes, self.experiments[index].crystal, self.files["structure_factors"])
+
+    def observed(self, index: int) -> tuple[Observed, dict[str, int]]:
+        """The indexed spots whose boxes lie on their panel, clipped to it, and counts of those left out."""
+        path, shapes = self.files["reflections"], masks.panel_shapes(self.experiments[index].detector)
+        rows = reflections.rows_of(self.table, self.experiments, index, path)
+        everything = reflections.observed(self.table, rows, len(shapes), path)
+        boxes = padded_boxes(reflections.bboxes(self.table)[rows], everything.panel, shapes, 0, 0)
+        part = boxes.row
+        return Observed(
+            everything.hkl[part],
+            everything.panel[part],
+            boxes.bbox,
+            everything.xy_px[part],
+            everything.intensity[part],
+            everything.variance[part],
+            rows[part],
+        ), {name: count for name, count in boxes.left_out.items() if count}
+
+    def trusted(self, index: int, raw: RawImage, counting: bool, observed: Observed) -> tuple[Bools, ...]:
+        """Pixels that the mask, the experiment's own mask, the format and the trusted range all trust."""
+        experiment = self.experiments[index]
+        shapes = masks.panel_shapes(experiment.detector)
+        together = within_trusted_range(raw, experiment.detector, counting)
+        given = [path for path in (self.files.get("mask"), experiment.imageset.external_lookup.mask.filename) if path]
+        for mask in (raw.format_mask, *(masks.read_mask(path, shapes) for path in given)):
+            if mask is not None:
+                masks.check_polarity(mask, observed.panel, observed.xy_px)
+                together = tuple(a & b for a, b in zip(together, mask, strict=True))
+        return together
+
+    def noise(self, index: int, counting: bool, trusted: tuple[Bools, ...]) -> NoiseModel:
+        """Gain and read-out noise with where they came from."""
+        given, lookup = self.maps_of_noise(index)
+        return noise_model(given, self.sigma_readout, lookup, gain=self.gain, counting=counting, trusted=trusted)
+
+    def maps_of_noise(self, index: int) -> tuple[tuple[Floats, ...] | None, tuple[Floats, ...] | None]:
+        """The map that was given and the one that the experiment carries, in image units, each None if absent."""
+        shapes = masks.panel_shapes(self.experiments[index].detector)
+        path = self.files.get("sigma_map")
+        return masks.read_map(path, shapes) if path else None, lookup_of_noise(self.experiments[index], shapes)
+
+
+class _Reading:
+    """Reads the next still at every step; one that raises does not end the iteration, as it would a generator."""
+
+    def __init__(self, stills: Stills) -> None:
+        self.stills, self.index = stills, 0
+
+    def __iter__(self) -> "Iterator[Still]":
+        return self
+
+    def __next__(self) -> Still:
+        if self.index >= len(self.stills):
+            raise StopIteration
+        self.index += 1
+        return self.stills.read(self.index - 1)
+
+
+class DataLoad:
+    """One still as arrays [panel, slow, fast] in the image's units, for scripts.
+
+    `args` has `mtzFile`, `mtzCol` ("F,SIGF"), `exptName`, `exptIdx`, `reflName`, and may have `maskFile`, `sigma_map`
+    and `gain` (image units per photon, 1 where it is not given, for the weights of the background planes).
+
+    `F` is a cctbx miller array in P1 with Bijvoet mates; `Expt`, `Refs`, `detector`, `beam` and `crystal` are dxtbx's
+    and DIALS' own, `Refs` the indexed rows in the order of the boxes. `bbox` (n, 4) are boxes padded as in dbex.rois
+    on panels `pids` (n,), `frames` (n, 2) their z0 and z1, `left_out` counts what was dropped. `tilt_coefs` (n, 3)
+    are the planes of dbex.background in image units, `bg_is_good` (n,) whether each can be used, `background_image`
+    the planes, -1 outside the boxes. `trusted_mask` is a tuple of flex.bool a panel, True = trusted.
+    `sigma_readout_map` is in image units, or None where neither args nor the experiment have a map;
+    `sigma_readout_source` is sigma_map, external_lookup, photon_counting or None. Raises BadInput.
+    """
+
+    def __init__(self, args: Any) -> None:
+        index, gain = int(args.exptIdx), getattr(args, "gain", None)
+        mask, sigma_map = getattr(args, "maskFile", None), getattr(args, "sigma_map", None)
+        stills = Stills(args.exptName, args.reflName, args.mtzFile, mask, args.mtzCol, gain, None, sigma_map)
+        if not 0 <= index < len(stills):
+            raise BadInput(f"exptIdx is {index} but {args.exptName} has {len(stills)} experiments: count from 0")
+        stills.check(index)
+        self.args = args
+        self.F = stills.miller_array
+        self.Expt = stills.experiments[index]
+        self.detector, self.beam, self.crystal = self.Expt.detector, self.Expt.beam, self.Expt.crystal
+        raw = read_image(self.Expt, stills.name(index))
+        if len({panel.shape for panel in raw.panels}) > 1:
+            raise BadInput("panels differ in shape: DataLoad needs one array for all; use read_stills instead")
+        self.data: Floats = np.stack(raw.panels).astype(np.float64)
+        observed, dropped = stills.observed(index)
+        counting = counts_photons(self.detector, raw.whole_numbers)
+        trusted = stills.trusted(index, raw, counting, observed)
+        self.trusted_mask = masks.as_flex(trusted)
+        boxes = _boxes_of(stills, index, observed)
+        self.Refs = reflections.select(stills.table, observed.row[boxes.row])
+        self.bbox, self.pids, self.frames = boxes.bbox, boxes.panel, boxes.frames
+        self.left_out = {name: dropped.get(name, 0) + count for name, count in boxes.left_out.items()}
+        self.sigma_readout_map, self.sigma_readout_source = _sigma(stills, index, counting, trusted)
+        self._fit_background(boxes, np.stack(trusted), 1.0 if gain is None else gain)
+
+    def _fit_background(self, boxes: Boxes, trusted: Bools, gain: float) -> None:
+        pixels = box_pixels(boxes.bbox)
+        at = (boxes.panel[:, None], pixels.slow, pixels.fast)
+        spots = _spots(boxes, self.data.shape)
+        sigma = 0.0 if self.sigma_readout_map is None else self.sigma_readout_map[at] / gain
+        basis = plane_basis(boxes.bbox, pixels)
+        planes = fit_planes(basis, self.data[at] / gain, spots[at], trusted[at] & pixels.present, sigma**2)
+        self.tilt_coefs, self.bg_is_good = planes.coefs * gain, planes.good
+        image = background_image(self.data.shape, boxes.panel, boxes.bbox, pixels, planes)
+        self.background_image = np.where(image >= 0, image * gain, -1.0)
+
+
+def _boxes_of(stills: Stills, index: int, observed: Observed) -> Boxes:
+    """Padded boxes around the observed spots, frames as the table has them."""
+    bbox = np.hstack([observed.bbox, reflections.bboxes(stills.table)[observed.row, 4:]])
+    shapes = masks.panel_shapes(stills.experiments[index].detector)
+    return padded_boxes(bbox, observed.panel, shapes)
+
+
+def _spots(boxes: Boxes, shape: tuple[int, ...]) -> Bools:
+    """Where spots and their tails are, [panel, slow, fast]."""
+    spots = np.zeros(shape, dtype=bool)
+    for panel, (x0, x1, y0, y1) in zip(boxes.panel, boxes.core, strict=True):
+        spots[panel, max(y0 - TAIL_PX, 0) : y1 + TAIL_PX, max(x0 - TAIL_PX, 0) : x1 + TAIL_PX] = True
+    return spots
+
+
+def _sigma(stills: Stills, index: int, counting: bool, trusted: tuple[Bools, ...]) -> tuple[Floats | None, str | None]:
+    """A map of σ in image units and its source; (None, None) where a scalar is still to be given."""
+    given, lookup = stills.maps_of_noise(index)
+    if given is None and lookup is None:
+        return None, "photon_counting" if counting else None
+    noise = noise_model(given, None, lookup, gain=1.0, counting=counting, trusted=trusted)
+    return np.stack([np.asarray(panel) for panel in noise.sigma_readout_photons]), noise.provenance
