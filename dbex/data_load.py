@@ -1,10 +1,11 @@
 """The files of a still, or of several, as named records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dbex.background import background_image, fit_planes, plane_basis
 from dbex.errors import BadInput
@@ -12,10 +13,12 @@ from dbex.io import masks, reflections
 from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments
 from dbex.io.images import RawImage, image_path, in_photons, read_image, within_trusted_range
 from dbex.io.structure_factors import check_crystal, read_amplitudes
-from dbex.models import create_beam_config, create_crystal_config, create_detector_config
+from dbex.models import carries_widths, create_beam_config, create_crystal_config, create_detector_config
 from dbex.physics.noise import counts_photons, noise_model
 from dbex.rois import Boxes, box_pixels, padded_boxes
+from dbex.spot_widths import widths_from_spots
 from dbex.still import Bools, Floats, NoiseModel, Observed, Still
+from nanobrag_torch.config import CrystalConfig, DetectorConfig
 
 #: Pixels around a spot's own box that its tails may reach, which no background is taken from.
 TAIL_PX = 1
@@ -78,17 +81,19 @@ class Stills:
         counting = counts_photons(detector, raw.whole_numbers)
         trusted = self.trusted(index, raw, counting, observed)
         noise = self.noise(index, counting, trusted)
+        images = in_photons(raw, noise.gain)
+        configs = tuple(create_detector_config(panel, beam) for panel in detector)
         return Still(
             name=name,
             experiment=experiment,
             table=self.table,
             observed=observed,
-            images_photons=in_photons(raw, noise.gain),
+            images_photons=images,
             trusted=trusted,
             amplitudes=self.amplitudes,
             noise=noise,
-            crystal=create_crystal_config(experiment.crystal, experiment),
-            detector=tuple(create_detector_config(panel, beam) for panel in detector),
+            crystal=_crystal_config(experiment, images, trusted, observed, configs),
+            detector=configs,
             beam=create_beam_config(beam),
             files={key: str(path) for key, path in self.files.items()} | {"image": str(raw.path)},
             left_out=left_out,
@@ -147,6 +152,22 @@ class Stills:
         shapes = masks.panel_shapes(self.experiments[index].detector)
         path = self.files.get("sigma_map")
         return masks.read_map(path, shapes) if path else None, lookup_of_noise(self.experiments[index], shapes)
+
+
+def _crystal_config(
+    experiment: Any,
+    images: Sequence[NDArray[Any]],
+    trusted: Sequence[Bools],
+    observed: Observed,
+    detector: Sequence[DetectorConfig],
+) -> CrystalConfig:
+    """The crystal with the block size and mosaicity that it carries, or else those of its spots."""
+    crystal = experiment.crystal
+    if not carries_widths(crystal):
+        widths = widths_from_spots(images, trusted, observed, detector, create_beam_config(experiment.beam))
+        if widths:
+            return create_crystal_config(crystal, experiment, domain_size_A=widths[0], mosaicity_deg=widths[1])
+    return create_crystal_config(crystal, experiment)
 
 
 class _Reading:

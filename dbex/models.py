@@ -20,6 +20,7 @@ from nanobrag_torch.lattice import cell_tensor, cell_volume, reciprocal_basis
 from nanobrag_torch.tensors import as_tensor
 
 __all__ = [
+    "carries_widths",
     "create_beam_config",
     "create_crystal_config",
     "create_detector_config",
@@ -55,7 +56,8 @@ def create_crystal_config(
     what neither carries. The half angle of Sauter may be next to zero.
     """
     size, mosaicity = domain_size_A, mosaicity_deg
-    for carrier in (getattr(experiment, "crystal", None), crystal):
+    carriers: tuple[Any, Any] = (getattr(experiment, "crystal", None), crystal)
+    for carrier in carriers:
         if hasattr(carrier, "get_domain_size_ang") and carrier.get_domain_size_ang() > 0:
             size, mosaicity = carrier.get_domain_size_ang(), max(carrier.get_half_mosaicity_deg(), 0.0)
         elif hasattr(carrier, "get_mosaicity") and carrier.get_mosaicity() > 0:
@@ -72,6 +74,11 @@ def create_crystal_config(
         shape="gauss_isotropic",
         mosaicity_deg=mosaicity,
     )
+
+
+def carries_widths(crystal: Any) -> bool:
+    """Whether a dxtbx crystal has a domain size and a mosaicity of its own."""
+    return hasattr(crystal, "get_domain_size_ang") and crystal.get_domain_size_ang() > 0
 
 
 def create_detector_config(

@@ -35,8 +35,9 @@ LAYERS = {
     "dbex.scoring": ("dbex.errors", "dbex.still", "numpy", "scipy"),
     "dbex.background": ("dbex.rois", "dbex.errors", "dbex.still", "numpy", "scipy"),
     "dbex.rois": ("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "scipy", "torch"),
+    "dbex.spot_widths": ("dbex.rois", "dbex.still", "nanobrag_torch.config", "numpy"),
     "dbex.data_load": (
-        *("dbex.io", "dbex.models", "dbex.rois", "dbex.background", "dbex.errors", "dbex.still"),
+        *("dbex.io", "dbex.models", "dbex.rois", "dbex.spot_widths", "dbex.background", "dbex.errors", "dbex.still"),
         *("dbex.physics.noise", "nanobrag_torch.config", "numpy"),
     ),
     "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
