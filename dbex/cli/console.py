@@ -42,7 +42,7 @@ class Progress:
 
     def __init__(self, log: Log, name: str) -> None:
         self._log = log
-        self._bar: Any = tqdm(desc=name, unit="step", leave=False) if sys.stderr.isatty() else None
+        self._bar: Any = tqdm(desc=name, unit=" steps", leave=False, mininterval=0) if sys.stderr.isatty() else None
 
     def close(self) -> None:
         """Take the display away."""

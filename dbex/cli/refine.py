@@ -194,7 +194,7 @@ def refine_one(
     from dbex.report.summary import left_out, summary, table
 
     read = time.perf_counter()
-    log.line(f"{still.name}: {len(still.observed)} indexed reflections, {len(still.detector)} panels")
+    log.line(f"{still.name}: {len(still.observed)} indexed reflections, panels: {len(still.detector)}")
     with closing(Progress(log, still.name)) as progress:
         refined = refine_still(still, run.settings, progress)
     refined_at = time.perf_counter()
