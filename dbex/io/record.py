@@ -61,7 +61,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         },
         "history": [asdict(iteration) for iteration in refined.history],
         "seconds": refined.seconds,
-        "inputs": {name: {"path": path, "sha256": sha256(path)} for name, path in still.files.items()},
+        "inputs": {name: identity(path) for name, path in still.files.items()},
         **provenance(run),
     }
 
@@ -96,6 +96,11 @@ def versions() -> dict[str, str]:
     """The programs that a result depends on."""
     found = {name: metadata.version(name) for name in DISTRIBUTIONS}
     return {**found, "dials": dials_version(), "python": platform.python_version()}
+
+
+def identity(path: str) -> dict[str, str | None]:
+    """Where a file lies and the hash of its bytes."""
+    return {"path": str(Path(path).resolve()), "sha256": sha256(path)}
 
 
 def sha256(path: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 from dials.array_family import flex
+from dxtbx.model import MosaicCrystalSauter2014
 from dxtbx.model.experiment_list import Experiment, ExperimentList
 
 from dbex.models import to_dxtbx_beam, to_dxtbx_crystal, to_dxtbx_detector
@@ -92,11 +93,16 @@ def refined_experiment(refined: Refined) -> Any:
         detector=to_dxtbx_detector(refined.detector, before.detector),
         goniometer=before.goniometer,
         scan=before.scan,
-        crystal=to_dxtbx_crystal(refined.crystal, before.crystal),
+        crystal=to_dxtbx_crystal(refined.crystal, mosaic_crystal(before.crystal)),
         profile=None,
         imageset=before.imageset,
         scaling_model=None,
     )
+
+
+def mosaic_crystal(crystal: Any) -> Any:
+    """The crystal as the kind of dxtbx's that carries domain size and half mosaic angle (Sauter et al., 2014)."""
+    return crystal if isinstance(crystal, MosaicCrystalSauter2014) else MosaicCrystalSauter2014(crystal)
 
 
 def reflection_table(refined: Refined) -> Any:

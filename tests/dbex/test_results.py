@@ -1,5 +1,6 @@
 """What dbex.refine writes is read back by DIALS, by h5py and by anybody's JSON, and appears whole or not at all."""
 
+import copy
 import json
 import os
 import signal
@@ -11,12 +12,13 @@ import h5py
 import numpy as np
 import pytest
 from dials.array_family import flex
+from dxtbx.model import Crystal
 from dxtbx.model.experiment_list import ExperimentList
 
 from dbex.errors import BadInput
 from dbex.io.atomic import staged
 from dbex.io.record import Run, record, write_record
-from dbex.io.results import plain, reflection_table, write_composite, write_results
+from dbex.io.results import plain, refined_experiment, reflection_table, write_composite, write_results
 from dbex.refinement.settings import Settings
 from dbex.still import BoxTable, PixelTable
 from tests.dbex.refined_example import PREDICTED_ONLY, ROOT, example_refined, renamed
@@ -65,6 +67,14 @@ def test_the_experiment_that_was_read_is_not_changed_by_writing(refined, folder)
     (shipped,) = ExperimentList.from_file(str(ROOT / "refGeom.expt"), check_format=False)
     assert refined.still.experiment.detector == shipped.detector
     assert refined.still.experiment.crystal == shipped.crystal
+
+
+def test_a_crystal_that_had_no_block_size_carries_the_refined_one(refined):
+    plain_crystal = copy.copy(refined.still.experiment)
+    plain_crystal.crystal = Crystal(refined.still.experiment.crystal)
+    experiment = refined_experiment(replace(refined, still=replace(refined.still, experiment=plain_crystal)))
+    assert experiment.crystal.get_domain_size_ang() == pytest.approx(612.0)
+    assert experiment.crystal.get_A() == refined_experiment(refined).crystal.get_A()
 
 
 def test_the_image_is_found_from_the_new_place(folder):
