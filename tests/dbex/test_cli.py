@@ -324,3 +324,32 @@ def test_a_terminal_sees_the_progress_and_the_log_keeps_every_iteration(stills, 
     os.close(leader)
     assert "χ²/pixel 1.0100" in shown
     assert (tmp_path / "out" / "dbex.log").read_text(encoding="utf-8").count("χ²/pixel 1.0100") == 1
+
+
+def truncated(source, folder):
+    file = folder / source.name
+    file.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["refGeom.expt", "refGeom.refl", "scaled.mtz", "747_mask.pkl"])
+def test_a_truncated_file_is_one_sentence_that_names_it_and_nothing_is_written(name, tmp_path, capfd):
+    broken = truncated(ROOT / name, tmp_path)
+    words = [broken if word.endswith(name) else word for word in FILES]
+    mask = f"mask={broken}" if name.endswith(".pkl") else MASK
+    assert exit_status("dbex.refine", lambda: command.main([*words, mask, f"output.directory={tmp_path / 'out'}"])) == 1
+    told = capfd.readouterr().err
+    assert name in told
+    assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_absent_image_is_one_sentence_that_names_it(tmp_path, capfd):
+    text = (ROOT / "refGeom.expt").read_text(encoding="utf-8")
+    (tmp_path / "still.expt").write_text(text.replace("lys_nitr_10_6_0001.cbf", "moved.cbf"), encoding="utf-8")
+    words = [str(tmp_path / "still.expt"), *FILES[1:], MASK, f"output.directory={tmp_path / 'out'}"]
+    assert exit_status("dbex.refine", lambda: command.main(words)) == 1
+    told = capfd.readouterr().err
+    assert "moved.cbf" in told
+    assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["still.expt"]
