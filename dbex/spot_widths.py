@@ -35,14 +35,9 @@ def widths_from_spots(
     beam: BeamConfig,
 ) -> tuple[float, float] | None:
     """Block size (Å) and rms mosaicity (degrees), medians over strong spots, or None where too few are strong."""
-    radial, ring, q_squared = [], [], []
-    for i, panel in enumerate(detector):
-        part = observed.panel == i
-        if part.any():
-            moments = _variances(images[i], trusted[i], observed.bbox[part], panel, beam)
-            for whole, values in zip((radial, ring, q_squared), moments, strict=True):
-                whole.append(values)
-    along, across, q2 = (np.concatenate(values) for values in (radial, ring, q_squared))
+    used = [i for i in range(len(detector)) if (observed.panel == i).any()]
+    parts = [_variances(images[i], trusted[i], observed.bbox[observed.panel == i], detector[i], beam) for i in used]
+    along, across, q2 = np.concatenate([np.stack(part, axis=1) for part in parts]).T
     if len(along) < FEWEST_SPOTS:
         return None
     size_variance = max(float(np.median(along)), GAUSS_VARIANCE / DOMAIN_SIZE_RANGE_A[1] ** 2)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig
 
 Floats = NDArray[np.float64]
+Image = NDArray[np.float32] | NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -67,7 +68,7 @@ class Still:
     experiment: Any
     table: Any
     observed: Observed
-    images_photons: tuple[Floats, ...]
+    images_photons: tuple[Image, ...]
     trusted: tuple[Bools, ...]
     amplitudes: Amplitudes
     noise: NoiseModel

@@ -8,3 +8,7 @@ ROUND_TRIP_ABSOLUTE = 1e-9
 
 #: Seconds until `dbex.refine -h` has ended: what a person takes for "at once" on a machine busy with other things.
 HELP_SECONDS = 3.0
+
+#: Block size and mosaicity from the widths of spots: a start. The radius of a ring is not quite along q (sin θ), and
+#: the ring's variance has part of the size's: a few percent at the edge of the detector.
+SPOT_WIDTH_RELATIVE = 0.1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dbex.errors import BadInput
 from dbex.io.files import reading
-from dbex.still import Bools
+from dbex.still import Bools, Image
 
 KIND = "an image that dxtbx knows"
 
@@ -45,8 +45,6 @@ def read_image(experiment: Any, name: str) -> RawImage:
         multiple = issubclass(format_class, FormatMultiImage)
         raw = opened.get_raw_data(experiment.imageset.indices()[0]) if multiple else opened.get_raw_data()
         mask = opened.get_static_mask()
-        # Formats keep the last instance, and with it the image, alive: this lets go of it.
-        format_class.get_instance.cache_clear() if hasattr(format_class.get_instance, "cache_clear") else None
     panels = tuple(panel.as_numpy_array() for panel in (raw if isinstance(raw, tuple) else (raw,)))
     _check_shapes(panels, experiment.detector, path)
     for i, panel in enumerate(panels):
@@ -70,7 +68,7 @@ def _check_shapes(panels: tuple[NDArray[Any], ...], detector: Any, path: Path) -
             )
 
 
-def in_photons(raw: RawImage, gain: float) -> tuple[NDArray[Any], ...]:
+def in_photons(raw: RawImage, gain: float) -> tuple[Image, ...]:
     """Values over gain. Counts below 2^24 with a gain of 1 are exact in float32, which halves the memory; anything
     else is float64."""
     limit = 2**24
