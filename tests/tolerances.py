@@ -12,3 +12,13 @@ HELP_SECONDS = 3.0
 #: Block size and mosaicity from the widths of spots: a start. The radius of a ring is not quite along q (sin θ), and
 #: the ring's variance has part of the size's: a few percent at the edge of the detector.
 SPOT_WIDTH_RELATIVE = 0.1
+
+#: A = U B in 1/Å against dxtbx's, from the same U and cell: rounding of double precision only.
+A_MATRIX_ABSOLUTE = 1e-12
+#: Pixel positions in mm against dxtbx's: a nanometre, a thousand roundings of 300 mm.
+PIXEL_POSITION_MM = 1e-9
+#: Numbers set into dxtbx's models and read back (mm, Å, degrees, 1/Å): recomputed through A and panel frames.
+MODEL_ROUND_TRIP = 1e-10
+
+#: Mean of Z² over 107 spots: its rms is √(2/107) = 0.14, four times that.
+SPOT_Z_FOUR_SIGMA = 0.55

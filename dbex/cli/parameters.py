@@ -224,7 +224,9 @@ def parse_phil_file(name: str, definitions: dict[str, Any]) -> Any:
 
 
 def require_files(parameters: Any) -> None:
-    """Raise BadInput unless all three input files are named and every named file exists."""
+    """Raise BadInput unless all three input files are named, every named file exists, and the output has a name."""
+    if parameters.output.directory is None:
+        raise BadInput("output.directory is None: expected the name of a folder")
     usage = "dbex.refine still.expt still.refl structure.mtz mask=mask.pkl [key=value …]"
     for extension, path in FILES.items():
         if getattr(parameters.input, path.partition(".")[2]) is None:

@@ -13,7 +13,7 @@ from dxtbx.model import MosaicCrystalSauter2014
 from dxtbx.model.experiment_list import Experiment, ExperimentList
 
 from dbex.models import to_dxtbx_beam, to_dxtbx_crystal, to_dxtbx_detector
-from dbex.still import BoxTable, Refined
+from dbex.still import BoxTable, PixelTable, Refined
 
 FLAGS = flex.reflection_table.flags
 
@@ -68,13 +68,19 @@ def write_composite(folders: list[Path], target: Path) -> None:
         part = flex.reflection_table.from_file(str(folder / "refined.refl"))
         for known in list(part.experiment_identifiers().keys()):
             del part.experiment_identifiers()[known]
-        part["id"] = flex.int(len(part), index)
+        set_ids(part, index)
         experiments.append(experiment)
         table.extend(part)
         identifiers.append(experiment.identifier)
     name_experiments(table, identifiers)
     experiments.as_file(str(target / "refined.expt"))
     table.as_file(str(target / "refined.refl"))
+
+
+def set_ids(table: Any, index: int) -> None:
+    """Make all rows those of one experiment, and of its image."""
+    for name in ("id", "imageset_id"):
+        table[name] = flex.int(len(table), index)
 
 
 def name_experiments(table: Any, identifiers: list[str]) -> None:
@@ -115,7 +121,7 @@ def reflection_table(refined: Refined) -> Any:
     bbox = np.column_stack([boxes.bbox, np.zeros(len(boxes), int), np.ones(len(boxes), int)])
     scale = 1 / (float(refined.beam.wavelength_A) * np.linalg.norm(boxes.s1, axis=1, keepdims=True))
     zeros = np.zeros(len(boxes))
-    table["id"] = flex.int(len(boxes), 0)
+    set_ids(table, 0)
     table["panel"] = flex.size_t(boxes.panel.astype(np.uint64))
     table["miller_index"] = flex.miller_index(*(flex.int(column) for column in columns(boxes.hkl, np.int32)))
     table["bbox"] = flex.int6(*(flex.int(column) for column in columns(bbox, np.int32)))
@@ -135,6 +141,7 @@ def reflection_table(refined: Refined) -> Any:
         "background.mean": boxes.background_mean,
         "profile.correlation": boxes.cc,
         "dbex.chi2": boxes.chi2_per_pixel,
+        "dbex.z": box_z(refined.pixels, len(boxes)),
         "dbex.weight": boxes.weight,
     }.items():
         table[name] = flex.double(np.ascontiguousarray(values, dtype=float))
@@ -167,6 +174,14 @@ def flags(boxes: BoxTable, table: Any) -> Any:
     values |= np.where(used, int(FLAGS.used_in_refinement), 0)
     values |= np.where(measured, int(FLAGS.integrated_prf), 0)
     return flex.size_t(values.astype(np.uint64))
+
+
+def box_z(pixels: PixelTable, boxes: int) -> np.ndarray:
+    """(data - model) summed over the used pixels of each box, over its rms; NaN for a box without any."""
+    box = pixels.box[pixels.used]
+    residual = (pixels.data - pixels.background - pixels.bragg)[pixels.used]
+    with np.errstate(invalid="ignore"):
+        return np.bincount(box, residual, boxes) / np.sqrt(np.bincount(box, pixels.variance[pixels.used], boxes))
 
 
 def columns(values: np.ndarray, dtype: type) -> list[np.ndarray]:

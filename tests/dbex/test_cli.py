@@ -99,6 +99,7 @@ COMPLAINTS = {
     "refine.max_iterations=2.5": "refine.max_iterations is '2.5': expected a whole number of at least 1",
     "refine.model_error=-0.1": "refine.model_error is '-0.1': expected a number of at least 0",
     "threads=None": "threads is 'None': expected a whole number of at least 1",
+    "output.directory=None": "output.directory is None: expected the name of a folder",
     "gain=": "gain= has no value: expected gain=value",
     "mask=absent.pkl": "absent.pkl: no such file",
     f"mask={ROOT}": "is a directory, not a file",

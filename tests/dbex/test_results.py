@@ -22,7 +22,7 @@ from dbex.io.results import plain, refined_experiment, reflection_table, write_c
 from dbex.refinement.settings import Settings
 from dbex.still import BoxTable, PixelTable
 from tests.dbex.refined_example import PREDICTED_ONLY, ROOT, example_refined, renamed
-from tests.tolerances import ROUND_TRIP_ABSOLUTE
+from tests.tolerances import ROUND_TRIP_ABSOLUTE, SPOT_Z_FOUR_SIGMA
 
 FLAGS = flex.reflection_table.flags
 RUN = Run("dbex.refine still.expt", "d_min = 2", Settings(d_min=2.0), "2026-01-01T00:00:00+00:00")
@@ -110,6 +110,15 @@ def test_diffracted_rays_are_as_long_as_the_inverse_wavelength(folder):
     assert np.linalg.norm(np.array(table["s1"]), axis=1) == pytest.approx(1 / 0.9770)
 
 
+def test_the_residual_of_a_spot_is_standard_normal_where_the_model_is_true(refined):
+    z = np.array(reflection_table(refined)["dbex.z"])
+    assert (z**2).mean() == pytest.approx(1, abs=SPOT_Z_FOUR_SIGMA)
+    box = refined.pixels.box == 7
+    used = box & refined.pixels.used
+    residual = (refined.pixels.data - refined.pixels.background - refined.pixels.bragg)[used].sum()
+    assert z[7] == pytest.approx(residual / np.sqrt(refined.pixels.variance[used].sum()))
+
+
 def test_flags_say_what_was_read_used_and_integrated(refined):
     table = reflection_table(refined)
     indexed, used, integrated = (
@@ -131,7 +140,8 @@ def test_several_stills_in_one_file_keep_their_ids_and_identifiers(refined, tmp_
     experiments = read_experiments(tmp_path)
     table = flex.reflection_table.from_file(str(tmp_path / "refined.refl"))
     assert list(experiments.identifiers()) == ["first", "second", ""]
-    assert [list(table["id"]).count(i) for i in range(3)] == [len(refined.boxes)] * 3
+    for column in ("id", "imageset_id"):
+        assert [list(table[column]).count(i) for i in range(3)] == [len(refined.boxes)] * 3
     names = table.experiment_identifiers()
     assert dict(zip(names.keys(), names.values(), strict=True)) == {0: "first", 1: "second"}
 
