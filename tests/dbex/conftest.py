@@ -1,5 +1,6 @@
 """The shipped still and the other stills of the test data."""
 
+import importlib
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +14,8 @@ from tests.conftest import ROOT, SHARED
 # What DIALS imports warns while it is compiled, as old escape sequences do: that is not ours to mend.
 with warnings.catch_warnings(), suppress(ImportError):
     warnings.simplefilter("ignore")
-    import dials.array_family.flex
-    import dxtbx.format.Registry
-    import dxtbx.model.experiment_list
-    import iotbx.mtz  # noqa: F401
+    for module in ("dials.array_family.flex", "dxtbx.format.Registry", "dxtbx.model.experiment_list", "iotbx.mtz"):
+        importlib.import_module(module)
 
 
 @dataclass(frozen=True)
