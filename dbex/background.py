@@ -54,14 +54,11 @@ def fit_planes(basis: Floats, data: Floats, spot: Bools, used: Bools, readout_va
     extra = np.where(background, extra, 0.0)
     inliers = background & ~_far_from_median(values, background, extra)
     coefs, covariance = _weighted(basis, values, inliers, _median_level(values, inliers)[:, None] + extra)
+    # A fixed number of rounds, so that no box depends on how soon the others settle.
     for _ in range(ROUNDS):
         model = np.einsum("npk,nk->np", basis, coefs)
-        agreed = background & (np.abs(deviance_residual(values, model, extra)) < OUTLIER_Z)
-        unchanged = bool((agreed == inliers).all())
-        inliers = agreed
+        inliers = background & (np.abs(deviance_residual(values, model, extra)) < OUTLIER_Z)
         coefs, covariance = _weighted(basis, values, inliers, model + extra)
-        if unchanged:
-            break
     lowest = np.where(used, np.einsum("npk,nk->np", basis, coefs), np.inf).min(axis=1)
     good = (inliers.sum(axis=1) >= FEWEST_PIXELS) & np.isfinite(covariance).all(axis=(1, 2)) & (lowest >= 0)
     esds = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))

@@ -22,3 +22,8 @@ MODEL_ROUND_TRIP = 1e-10
 
 #: Mean of Z² over 107 spots: its rms is √(2/107) = 0.14, four times that.
 SPOT_Z_FOUR_SIGMA = 0.55
+
+#: |found - true| / esd of three numbers of one plane: beyond 3.5 once in 700 runs of three, and the seed is fixed.
+PLANE_ESDS = 3.5
+#: Part of |error|/esd below 1, about 0.6827: three standard errors of 3,000 repeats, and the skewness of Poisson noise.
+COVERAGE_68 = 0.03
