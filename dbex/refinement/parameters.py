@@ -1,0 +1,265 @@
+"""What is refined: the free numbers of one still as coordinates x of a solver, and the models that they stand for.
+
+Lengths of the cell and widths are refined as logarithms, angles in radians, lengths on the bench in mm
+(docs/physics.md, section 5). At x = 0 the models are those that were read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbex.still import Floats
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
+from nanobrag_torch.panel import Panels, stack_panels
+from nanobrag_torch.rotation import rotation_from_vector
+from nanobrag_torch.spread import GAUSS_VARIANCE
+from nanobrag_torch.tensors import as_tensor, unit
+from nanobrag_torch.units import RADIANS_PER_DEGREE
+
+CELL = ("cell_a", "cell_b", "cell_c", "cell_alpha", "cell_beta", "cell_gamma")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One free number: its name, the group it belongs to, the unit it is reported in, the largest step of its
+    coordinate in one iteration and the width of the weak prior that keeps it in a sensible range."""
+
+    name: str
+    group: str
+    unit: str
+    max_step: float
+    prior: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3)."""
+
+    crystal: CrystalConfig
+    panels: Panels
+    beam: BeamConfig
+    ln_scale: Tensor
+
+
+@dataclass(frozen=True)
+class DetectorFrame:
+    """The axes along which a detector moves as a whole: rows fast, slow, normal (3, 3), and the pivot of its tilts
+    (3,), mm, in the laboratory frame."""
+
+    axes: Tensor
+    pivot: Tensor
+
+
+def detector_frame(panels: Panels, beam: BeamConfig) -> DetectorFrame:
+    """For one panel its own axes, for several those of the mean plane; the pivot is where the beam meets that plane."""
+    like = panels.origin
+    s0 = unit(as_tensor(beam.direction, like))
+    normal = unit((panels.normal * torch.sign(panels.distance)[:, None]).mean(0))
+    fast = panels.fast[0] if len(panels.fast) == 1 else panels.fast.mean(0)
+    if torch.linalg.vector_norm(fast) < 0.1:  # panels that face every way in the plane have no mean direction
+        fast = panels.fast[0]
+    fast = unit(fast - (fast @ normal) * normal)
+    if len(panels.fast) == 1:
+        normal = panels.normal[0]
+    slow = torch.linalg.cross(normal, fast)
+    distance = (panels.origin @ normal).mean()
+    return DetectorFrame(torch.stack([fast, slow, normal]), s0 * distance / (s0 @ normal))
+
+
+def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> Panels:
+    """The panels turned about the frame's pivot, then shifted; both (3,) along the frame's fast, slow and normal."""
+    turn = rotation_from_vector(rotation_rad @ frame.axes)
+    fast, slow, normal = panels.fast @ turn.T, panels.slow @ turn.T, panels.normal @ turn.T
+    origin = (panels.origin - frame.pivot) @ turn.T + frame.pivot + shift_mm @ frame.axes
+    return replace(panels, fast=fast, slow=slow, normal=normal, origin=origin, distance=(origin * normal).sum(-1))
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """The map from x (n,) to models. `cell_map` (6, k) takes the independent cell parameters to the six."""
+
+    parameters: tuple[Parameter, ...]
+    crystal: CrystalConfig
+    detector: tuple[DetectorConfig, ...]
+    beam: BeamConfig
+    panels: Panels
+    frame: DetectorFrame
+    cell_map: Floats
+    ln_scale: float
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def place(self, name: str) -> int:
+        """Where a parameter stands in x; raises ValueError when it is not free."""
+        return [p.name for p in self.parameters].index(name)
+
+    def geometric(self) -> list[int]:
+        """Places of the parameters that move rays, not only nodes."""
+        return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name != "bandwidth"]
+
+    def models(self, x: Tensor) -> Models:
+        """The models at x, differentiable."""
+        at = {p.name: x[i] for i, p in enumerate(self.parameters)}
+        zero = x.new_zeros(())
+
+        def vector(*names: str) -> Tensor:
+            return torch.stack([at.get(name, zero) for name in names])
+
+        panels = moved(
+            self.panels,
+            self.frame,
+            vector("shift_fast", "shift_slow", "distance"),
+            vector("tilt_fast", "tilt_slow", "tilt_normal"),
+        )
+        crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
+        return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero))
+
+    def _crystal_values(self, at: dict[str, Tensor], misset: Tensor) -> dict[str, object]:
+        values: dict[str, object] = {"misset_deg": misset / RADIANS_PER_DEGREE}
+        free = [name for name in CELL if name in at]
+        if free:
+            base = np.array([float(getattr(self.crystal, name)) for name in CELL])
+            start = base[[CELL.index(name) for name in free]]
+            change = [
+                s * torch.expm1(at[name]) if CELL.index(name) < 3 else at[name] / RADIANS_PER_DEGREE
+                for name, s in zip(free, start, strict=True)
+            ]
+            cell = torch.as_tensor(base) + torch.as_tensor(self.cell_map) @ torch.stack(change)
+            values |= dict(zip(CELL, cell.unbind(), strict=True))
+        if "domain_size" in at:
+            values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
+        if "mosaicity" in at:
+            values["mosaicity_deg"] = self.crystal.mosaicity_deg * torch.exp(at["mosaicity"])
+        for name, (field, unit_of) in TENSORS.items():
+            if f"{name}_xx" in at:
+                start = float(unit_of(self.crystal)) ** 2
+                values[field] = start * log_cholesky([at[f"{name}_{part}"] for part in _PARTS])
+        if "b_factor" in at:
+            values["b_factor_A2"] = self.crystal.b_factor_A2 + at["b_factor"]
+        return values
+
+    def _beam(self, at: dict[str, Tensor], x: Tensor) -> BeamConfig:
+        values: dict[str, object] = {}
+        if "wavelength" in at:
+            values["wavelength_A"] = self.beam.wavelength_A * torch.exp(at["wavelength"])
+        if "direction_h" in at:
+            s0 = unit(as_tensor(self.beam.direction, x))
+            across = unit(torch.linalg.cross(as_tensor(self.beam.polarization_normal, x), s0))
+            along = torch.linalg.cross(s0, across)
+            values["direction"] = unit(s0 + at["direction_h"] * across + at["direction_v"] * along)
+        if "bandwidth" in at:
+            values["bandwidth"] = self.beam.bandwidth * torch.exp(at["bandwidth"])
+        return override(self.beam, values)
+
+    def detector_at(self, x: Tensor) -> tuple[DetectorConfig, ...]:
+        """The panels' records at x, as plain numbers."""
+        return panel_records(self.detector, self.models(x).panels)
+
+    def value(self, name: str, x: Tensor) -> float:
+        """A parameter in its reported unit at x: what a person would call its value."""
+        i = self.place(name)
+        models = self.models(x)
+        if name in CELL:
+            return float(getattr(models.crystal, name))
+        plain = {
+            "domain_size": models.crystal.domain_size_A,
+            "mosaicity": models.crystal.mosaicity_deg,
+            "b_factor": models.crystal.b_factor_A2,
+            "wavelength": models.beam.wavelength_A,
+            "bandwidth": models.beam.bandwidth,
+            "scale": torch.exp(models.ln_scale),
+            "distance": models.panels.distance.mean(),
+        }
+        if name in plain:
+            return float(plain[name])
+        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("misset") else UNITS[self.parameters[i].unit])
+
+
+_PARTS = ("xx", "yy", "zz", "xy", "xz", "yz")
+
+#: Widths that can be tensors: the record's field, and the isotropic width from which a tensor starts.
+TENSORS = {
+    "mosaic": ("mosaic_covariance_deg2", lambda crystal: crystal.mosaicity_deg),
+    "size": ("size_covariance", lambda crystal: GAUSS_VARIANCE**0.5 / crystal.domain_size_A),
+}
+
+
+def log_cholesky(parts: Sequence[Tensor]) -> Tensor:
+    """The positive definite matrix L Lᵀ (3, 3) of six free numbers: ln of the diagonal of L, then its xy, xz, yz."""
+    xx, yy, zz, xy, xz, yz = parts
+    zero = torch.zeros_like(xx)
+    lower = torch.stack([torch.exp(xx), zero, zero, xy, torch.exp(yy), zero, xz, yz, torch.exp(zz)]).view(3, 3)
+    return lower @ lower.T
+
+
+#: Reported unit over the coordinate's: coordinates are radians and mm.
+UNITS = {"mrad": 1e3, "mm": 1.0, "deg": 1 / RADIANS_PER_DEGREE}
+
+#: The free numbers of each group, in the order of x: name, unit, largest step, prior width (coordinate).
+_GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
+    "orientation": tuple((f"misset_{axis}", "deg", 0.01, 0.1) for axis in "xyz"),
+    "scale": (("scale", "", 2.0, 10.0),),
+    "b_factor": (("b_factor", "A^2", 10.0, 20.0),),
+    "size": (("domain_size", "A", 0.7, 3.0),),
+    "mosaicity": (("mosaicity", "deg", 0.7, 3.0),),
+    "mosaic_tensor": tuple((f"mosaic_{part}", "", 0.5, 1.0) for part in _PARTS),
+    "size_tensor": tuple((f"size_{part}", "", 0.5, 1.0) for part in _PARTS),
+    "distance": (("distance", "mm", 2.0, 10.0),),
+    "shift": (("shift_fast", "mm", 1.0, 5.0), ("shift_slow", "mm", 1.0, 5.0)),
+    "tilt": (("tilt_fast", "mrad", 0.01, 0.05), ("tilt_slow", "mrad", 0.01, 0.05)),
+    "wavelength": (("wavelength", "A", 0.005, 0.02),),
+    "direction": (("direction_h", "mrad", 0.002, 0.01), ("direction_v", "mrad", 0.002, 0.01)),
+    "bandwidth": (("bandwidth", "", 0.7, 3.0),),
+}
+
+
+def parametrisation(
+    crystal: CrystalConfig,
+    detector: Sequence[DetectorConfig],
+    beam: BeamConfig,
+    free_cell: tuple[Sequence[str], Floats],
+    crystal_groups: Sequence[str],
+    detector_groups: Sequence[str],
+    beam_groups: Sequence[str],
+    ln_scale: float = 0.0,
+) -> Parametrisation:
+    """The parametrisation with the named groups free; `free_cell` is the independent cell parameters of the space
+    group and the map (6, k) from them to the six."""
+    names, cell_map = free_cell
+    parameters: list[Parameter] = []
+    for group in crystal_groups:
+        if group == "cell":
+            parameters += [
+                Parameter(name, "cell", "A" if CELL.index(name) < 3 else "deg", 0.02, 0.2) for name in names
+            ]
+        else:
+            parameters += [Parameter(name, group, *rest) for name, *rest in _GROUPS[group]]
+    for outer, groups in (("detector", detector_groups), ("beam", beam_groups)):
+        parameters += [Parameter(name, outer, *rest) for group in groups for name, *rest in _GROUPS[group]]
+    like = torch.zeros((), dtype=torch.float64)
+    panels = stack_panels(detector, like)
+    frame = detector_frame(panels, beam)
+    return Parametrisation(
+        tuple(parameters), crystal, tuple(detector), beam, panels, frame, np.asarray(cell_map, float), ln_scale
+    )
+
+
+def panel_records(detector: Sequence[DetectorConfig], panels: Panels) -> tuple[DetectorConfig, ...]:
+    """The records of moved panels, as plain numbers."""
+    return tuple(
+        override(
+            record,
+            {
+                "fast_axis": tuple(panels.fast[i].tolist()),
+                "slow_axis": tuple(panels.slow[i].tolist()),
+                "distance_mm": float(panels.distance[i]),
+                "origin_fast_mm": float(panels.origin[i] @ panels.fast[i]),
+                "origin_slow_mm": float(panels.origin[i] @ panels.slow[i]),
+            },
+        )
+        for i, record in enumerate(detector)
+    )

@@ -1,0 +1,61 @@
+"""A still's objective as the problem that the solver knows nothing of crystals about."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbex.refinement.objective import Local, Objective
+from dbex.still import Floats
+
+
+@dataclass(frozen=True)
+class State:
+    """The linear optimum at one x and the variances that it was found with."""
+
+    variance: Tensor
+    local: Local
+
+
+@dataclass(frozen=True)
+class StillProblem:
+    """χ² of one still with frozen variances, renewed from the model once an iteration."""
+
+    objective: Objective
+
+    @property
+    def max_step(self) -> Floats:
+        """The largest step of each coordinate in one iteration."""
+        return np.array([p.max_step for p in self.objective.map.parameters])
+
+    def start(self, x: Floats) -> State:
+        """Variances from the data: a first guess only, since they follow the noise."""
+        return self._solved(x, self.objective.first_variance())
+
+    def renewed(self, x: Floats, state: State) -> State:
+        """Variances from the model of `state`."""
+        return self._solved(x, self.objective.variance(state.local))
+
+    def trial(self, x: Floats, state: State) -> State:
+        """Another x with the same variances."""
+        return self._solved(x, state.variance)
+
+    def _solved(self, x: Floats, variance: Tensor) -> State:
+        at = torch.as_tensor(x)
+        widths = np.array([p.prior for p in self.objective.map.parameters])
+        local = self.objective.solve_linear(at, variance)
+        return State(variance, local.raised(float(np.sum((x / widths) ** 2))))
+
+    def normal(self, x: Floats, state: State) -> tuple[Floats, Floats]:
+        """Gauss-Newton matrix and downhill gradient."""
+        found = self.objective.normal_equations(torch.as_tensor(x), state.variance, state.local)
+        return found.matrix, found.gradient
+
+    def merit(self, state: State) -> float:
+        """χ² and priors."""
+        return state.local.merit
+
+    def pixels(self, state: State) -> float:
+        """Number of used pixels."""
+        return float(self.objective.boxes.used.sum())

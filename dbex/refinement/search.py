@@ -1,0 +1,85 @@
+"""The way in from a bad start: indexed spots' centroids against the model's, before any pixel is looked at.
+
+The observed centroids say where a reflection is, and that it was seen says that its node is near the Ewald sphere.
+Both are smooth in the parameters however far off they are, so that this least-squares problem converges from starts
+at which no pixel of a spot is where the model puts it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+from torch import Tensor
+from torch.func import jacfwd
+
+from dbex.refinement.parameters import Models, Parametrisation
+from dbex.still import Floats, Still
+from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.profile import centroids, intersection_px
+from nanobrag_torch.spread import node_covariance
+
+#: Errors given to a centroid (pixels) and to the angle between a node and the Ewald sphere (radians).
+CENTROID_ERROR_PX, EXCITATION_ERROR_RAD = 0.3, 0.002
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where the search ended: x, median distance of centroids before and after (pixels), the rms angle of the
+    observed nodes to the Ewald sphere (degrees), and the fraction of spots that are explained."""
+
+    x: Floats
+    median_px_before: float
+    median_px_after: float
+    excitation_deg: float
+    explained: float
+
+
+def search(still: Still, map: Parametrisation, x: Floats) -> Search:
+    """The x that brings centroids and nodes together, robust against spots that belong elsewhere."""
+    moving = [i for i, p in enumerate(map.parameters) if p.group in ("orientation", "cell", "detector") or p.name in ("wavelength", "direction_h", "direction_v")]
+    hkl = torch.as_tensor(still.observed.hkl, dtype=torch.float64)
+    panel = torch.as_tensor(still.observed.panel)
+    xy = torch.as_tensor(still.observed.xy_px)
+    widths = torch.as_tensor([map.parameters[i].prior for i in moving], dtype=torch.float64)
+    places = torch.as_tensor(moving, dtype=torch.long)
+    base = torch.as_tensor(x)
+
+    def residuals(part: Tensor) -> Tensor:
+        models = map.models(base.index_copy(0, places, part))
+        offset, angle = spot_offsets(models, hkl, panel, xy)
+        return torch.cat(
+            [offset.flatten() / CENTROID_ERROR_PX, angle / EXCITATION_ERROR_RAD, part / widths]
+        )
+
+    start = base[places].numpy()
+    before, _ = spot_offsets(map.models(base), hkl, panel, xy)
+    found = least_squares(
+        lambda v: residuals(torch.as_tensor(v)).numpy(),
+        start,
+        jac=lambda v: jacfwd(residuals)(torch.as_tensor(v)).numpy(),
+        loss="soft_l1",
+        x_scale="jac",
+        max_nfev=200,
+    )
+    best = base.index_copy(0, places, torch.as_tensor(found.x))
+    after, angle = spot_offsets(map.models(best), hkl, panel, xy)
+    distance = torch.linalg.vector_norm(after, dim=-1)
+    middle = torch.sqrt(torch.median(angle**2) / 0.4549)  # the median of χ² with one degree of freedom
+    return Search(
+        best.numpy(),
+        float(torch.linalg.vector_norm(before, dim=-1).median()),
+        float(distance.median()),
+        float(torch.rad2deg(middle)),
+        float((distance < 5 * CENTROID_ERROR_PX + 2 * float(distance.median())).double().mean()),
+    )
+
+
+def spot_offsets(models: Models, hkl: Tensor, panel: Tensor, xy_px: Tensor) -> tuple[Tensor, Tensor]:
+    """Model's minus observed centroids (n, 2), pixels, and angles of the nodes to the Ewald sphere (n,), radians."""
+    q = hkl @ reciprocal_basis(models.crystal, hkl).T
+    found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
+    return (
+        intersection_px(models.panels, panel, found.s1) - xy_px,
+        found.epsilon / torch.linalg.vector_norm(q, dim=-1),
+    )

@@ -1,0 +1,233 @@
+"""Which reflections are looked at, and which pixels belong to each.
+
+Every reflection that the model predicts within a few widths of the Ewald sphere has a box, strong or not: the absent
+ones say where the crystal does not diffract. A pixel belongs to the nearest prediction, so that it counts once; the
+tails that neighbours send into a box are part of its model.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from dbex.refinement.parameters import Models
+from dbex.still import Amplitudes, Bools, Floats, Ints, Still
+from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.profile import centroids, intersection_px
+from nanobrag_torch.spread import node_covariance
+from nanobrag_torch.tensors import as_tensor, dot, unit
+from nanobrag_torch.fused import BoxPixels
+
+#: A box reaches this many widths of its spot, and this many pixels of background, to each side.
+WIDTHS, MARGIN_PX = 3.0, 3
+#: Half-sizes of boxes in pixels: planes need pixels, neighbours need room.
+HALF_MIN, HALF_MAX = 5, 15
+#: A box needs this fraction of its pixels, and all of its centre.
+USABLE_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted reflections: `index` (n,) into the amplitudes, panel (n,), centroid (fast, slow) (n, 2) in pixels,
+    excitation k (n,), rms size of the spot (n, 2) in pixels."""
+
+    index: Ints
+    panel: Ints
+    xy_px: Floats
+    k: Floats
+    sigma_px: Floats
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def select(self, chosen: Bools | Ints) -> "Predictions":
+        return Predictions(*(getattr(self, name)[chosen] for name in ("index", "panel", "xy_px", "k", "sigma_px")))
+
+
+@dataclass(frozen=True)
+class Shoeboxes:
+    """The pixels of n boxes of equal array size, and which reflections reach them.
+
+    `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
+    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (the box and the panel) and `used`
+    are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
+    """
+
+    pixels: BoxPixels
+    inside: Tensor
+    used: Tensor
+    data: Tensor
+    sigma_squared: Tensor
+    basis: Tensor
+    bbox: Ints
+    reflections: Ints
+    node: Tensor
+    left_out: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.node)
+
+
+def predict(models: Models, amplitudes: Amplitudes, d_min: float, k_max: float, shapes: list[tuple[int, int]]) -> Predictions:
+    """The reflections of the list whose nodes lie within `k_max` widths of the Ewald sphere and meet a panel."""
+    like = models.panels.origin
+    A = reciprocal_basis(models.crystal, like)
+    q = torch.as_tensor(amplitudes.hkl, dtype=like.dtype) @ A.T
+    k0 = unit(as_tensor(models.beam.direction, like)) / as_tensor(models.beam.wavelength_A, like)
+    # a cheap cut first: nodes far from the sphere compared with any width
+    epsilon = torch.linalg.vector_norm(q + k0, dim=-1) - torch.linalg.vector_norm(k0)
+    finer = (q**2).sum(-1) > 1 / d_min**2
+    near = torch.nonzero((torch.abs(epsilon) < 0.03) & ~finer & ((q**2).sum(-1) > 0)).flatten()
+    found = centroids(q[near], node_covariance(models.crystal, models.beam, q[near]), models.beam)
+    near = near[torch.abs(found.k) < k_max]
+    return _on_panels(models, near, q[near], shapes)
+
+
+def _on_panels(models: Models, index: Tensor, q: Tensor, shapes: list[tuple[int, int]]) -> Predictions:
+    """Where the nodes q (n, 3) are recorded: for each the panel that its ray meets."""
+    spread = node_covariance(models.crystal, models.beam, q)
+    found = centroids(q, spread, models.beam)
+    panel = torch.full((len(q),), -1, dtype=torch.long)
+    xy = torch.full((len(q), 2), torch.nan, dtype=q.dtype)
+    for i, (n_slow, n_fast) in enumerate(shapes):
+        toward = dot(found.s1, models.panels.normal[i]) * models.panels.distance[i] > 0
+        here = intersection_px(models.panels, torch.full_like(panel, i), found.s1)
+        inside = toward & (here >= 0).all(-1) & (here[:, 0] < n_fast) & (here[:, 1] < n_slow) & (panel < 0)
+        panel[inside], xy[inside] = i, here[inside]
+    hit = panel >= 0
+    sigma = spot_size_px(models, q[hit], found.s1[hit], panel[hit])
+    return Predictions(
+        index[hit].numpy(), panel[hit].numpy(), xy[hit].numpy(), found.k[hit].numpy(), sigma.numpy()
+    )
+
+
+def spot_size_px(models: Models, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
+    """Rms sizes (n, 2) of spots along fast and slow, in pixels: the node's Gaussian cut by the Ewald sphere."""
+    panels = models.panels
+    covariance = node_covariance(models.crystal, models.beam, q)
+    normal = panels.normal[panel]
+    cosine = torch.abs(dot(s1, normal))
+    wavelength = as_tensor(models.beam.wavelength_A, q)
+    range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
+    along = (covariance @ s1[..., None]).squeeze(-1)
+    cut = covariance - along[..., :, None] * along[..., None, :] / dot(s1, along)[:, None, None]
+    sizes = []
+    for axis in (panels.fast[panel], panels.slow[panel]):
+        # the shift along an axis of the panel that takes a ray across by dq: its projection along s1 onto the panel
+        lever = axis - normal * (dot(s1, axis) / dot(s1, normal))[:, None]
+        sizes.append((lever[:, None] @ cut @ lever[..., None]).squeeze((-1, -2)))
+    size = torch.sqrt(torch.stack(sizes, -1)) * (wavelength * range_mm / panels.pixel_size[panel])[:, None]
+    thickness = panels.thickness[panel] * torch.sqrt(1 - cosine**2) / cosine / panels.pixel_size[panel]
+    return torch.sqrt(size**2 + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
+
+
+def observed_predictions(still: Still, models: Models) -> Predictions:
+    """The indexed spots as predictions whose centroids are those observed; spots that the amplitudes lack are left."""
+    place = {tuple(h): i for i, h in enumerate(still.amplitudes.hkl.tolist())}
+    rows = np.array([i for i, h in enumerate(still.observed.hkl.tolist()) if tuple(h) in place], dtype=np.int64)
+    hkl = still.observed.hkl[rows]
+    index = np.array([place[tuple(h)] for h in hkl.tolist()], dtype=np.int64)
+    like = models.panels.origin
+    q = torch.as_tensor(hkl, dtype=like.dtype) @ reciprocal_basis(models.crystal, like).T
+    found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
+    panel = torch.as_tensor(still.observed.panel[rows])
+    sigma = spot_size_px(models, q, found.s1, panel)
+    return Predictions(index, still.observed.panel[rows], still.observed.xy_px[rows], found.k.numpy(), sigma.numpy())
+
+
+def half_sizes(predictions: Predictions) -> Ints:
+    """Half-sizes (n, 2) of boxes in pixels."""
+    return np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + MARGIN_PX, HALF_MIN, HALF_MAX)
+
+
+def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: Bools | None = None) -> Shoeboxes:
+    """The boxes of the chosen predictions. `everything` are all predictions that compete for pixels, the chosen ones
+    included; it may hold more, which then have no box of their own but whose tails are modelled."""
+    half = half_sizes(chosen)
+    size = int(half.max()) if len(half) else HALF_MIN
+    span = np.arange(-size, size + 1)
+    centre = np.floor(chosen.xy_px).astype(np.int64)
+    fast = np.broadcast_to(centre[:, 0, None, None] + span[None, None, :], (len(chosen), len(span), len(span)))
+    slow = np.broadcast_to(centre[:, 1, None, None] + span[None, :, None], fast.shape)
+    within = (np.abs(span)[None, None, :] <= half[:, 0, None, None]) & (np.abs(span)[None, :, None] <= half[:, 1, None, None])
+    fast, slow, within = (a.reshape(len(chosen), -1) for a in (fast, slow, within))
+    data, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
+    own = within & _nearest(chosen, everything, slow, fast)
+    used = own & trusted
+    left_out = {"pixels nearer to another prediction": int((within & ~own).sum()), "untrusted pixels": int((own & ~trusted).sum())}
+    near_centre = (np.abs(fast - centre[:, :1]) <= 1) & (np.abs(slow - centre[:, 1:]) <= 1)
+    mostly = used.sum(1) > USABLE_FRACTION * within.sum(1)
+    central = (used | ~near_centre).all(1)
+    keep = mostly & central
+    left_out["boxes with too few usable pixels"] = int((~mostly).sum())
+    left_out["boxes with an unusable pixel at the centre"] = int((mostly & ~central).sum())
+    bbox = np.stack([centre[:, 0] - half[:, 0], centre[:, 0] + half[:, 0] + 1, centre[:, 1] - half[:, 1], centre[:, 1] + half[:, 1] + 1], -1)
+    reflections, node = _contributions(chosen.select(keep), everything)
+    t = torch.as_tensor
+    x, y = (fast - centre[:, :1]) / size, (slow - centre[:, 1:]) / size
+    return Shoeboxes(
+        BoxPixels(t(chosen.panel[keep]), t(slow[keep]), t(fast[keep])),
+        t((within & on_panel)[keep]),
+        t(used[keep]),
+        t(data[keep]),
+        t(sigma_squared[keep]),
+        t(np.stack([np.ones_like(x), x, y], -1)[keep]),
+        bbox[keep],
+        reflections,
+        t(node),
+        left_out,
+    )
+
+
+def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Bools, Bools]:
+    """Data, σ², being on the panel and trust of pixels (n, p); what lies outside a panel is not trusted and reads 0."""
+    data, sigma_squared = np.zeros(slow.shape), np.zeros(slow.shape)
+    on_panel, trusted = np.zeros(slow.shape, bool), np.zeros(slow.shape, bool)
+    for i in np.unique(panel):
+        rows = np.nonzero(panel == i)[0]
+        shape = still.images_photons[i].shape
+        s, f = slow[rows], fast[rows]
+        inside = (s >= 0) & (s < shape[0]) & (f >= 0) & (f < shape[1])
+        s, f = np.where(inside, s, 0), np.where(inside, f, 0)
+        good = inside & still.trusted[i][s, f]
+        sigma = still.noise.sigma_readout_photons[i]
+        data[rows] = np.where(good, still.images_photons[i][s, f], 0.0)
+        sigma_squared[rows] = np.where(inside, sigma[s, f] if isinstance(sigma, np.ndarray) else sigma, 0.0) ** 2
+        on_panel[rows], trusted[rows] = inside, good
+    return data, sigma_squared, on_panel, trusted
+
+
+def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Ints) -> Bools:
+    """Whether each pixel (n, p) is at least as near to its own box's centroid as to any other prediction's."""
+    own = np.zeros(slow.shape, bool)
+    for i in np.unique(chosen.panel):
+        rows = np.nonzero(chosen.panel == i)[0]
+        rivals = everything.xy_px[everything.panel == i]
+        points = np.stack([fast[rows] + 0.5, slow[rows] + 0.5], -1)
+        distance, _ = cKDTree(rivals).query(points)
+        to_own = np.linalg.norm(points - chosen.xy_px[rows, None], axis=-1)
+        own[rows] = to_own <= distance + 1e-9
+    return own
+
+
+def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints]:
+    """The reflections that matter and, for each box, those that reach it: its own first, then overlapping boxes'."""
+    half, all_half = half_sizes(chosen).max(1), half_sizes(everything).max(1)
+    lists: list[list[int]] = [[] for _ in range(len(chosen))]
+    for i in np.unique(chosen.panel):
+        rows, others = np.nonzero(chosen.panel == i)[0], np.nonzero(everything.panel == i)[0]
+        tree = cKDTree(everything.xy_px[others])
+        reach = tree.query_ball_point(chosen.xy_px[rows], half[rows] + all_half[others].max())
+        for row, found in zip(rows, reach, strict=True):
+            near = others[np.asarray(found, dtype=np.int64)]
+            apart = np.abs(everything.xy_px[near] - chosen.xy_px[row]).max(1)
+            near = near[apart < half[row] + all_half[near]]
+            lists[row] = [int(everything.index[j]) for j in near if everything.index[j] != chosen.index[row]]
+    names = np.unique(np.concatenate([chosen.index, *(np.asarray(l, dtype=np.int64) for l in lists)]))
+    width = 1 + max((len(l) for l in lists), default=0)
+    node = np.full((len(chosen), width), -1, dtype=np.int64)
+    for row, l in enumerate(lists):
+        node[row, : 1 + len(l)] = np.searchsorted(names, [int(chosen.index[row]), *l])
+    return names, node

@@ -1,0 +1,91 @@
+"""Gauss-Newton with Levenberg-Marquardt damping for a merit whose weights follow the model.
+
+A problem gives, at x: its state with weights frozen as they were (`trial`), its state with weights renewed
+(`renewed`), and the normal equations there. A step is judged with the weights that it was computed with: renewing them
+moves the merit by itself. Predicted against actual reduction decides the damping (Nielsen 1999).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from dbex.refinement.solvers.solution import Solution, Step
+from dbex.still import Floats
+
+
+class Problem(Protocol):
+    """What the solver asks: states are opaque but for their merit."""
+
+    max_step: Floats
+
+    def start(self, x: Floats) -> Any:
+        """The state at x with weights from the data."""
+
+    def renewed(self, x: Floats, state: Any) -> Any:
+        """The state at x with weights from the model of `state`."""
+
+    def trial(self, x: Floats, state: Any) -> Any:
+        """The state at x with the weights of `state`."""
+
+    def normal(self, x: Floats, state: Any) -> tuple[Floats, Floats]:
+        """Gauss-Newton matrix (n, n) and downhill gradient (n,) of half the merit at `state`."""
+
+    def merit(self, state: Any) -> float:
+        """χ² and priors of a state."""
+
+    def pixels(self, state: Any) -> float:
+        """How many observations a merit is made of, to print it per pixel."""
+
+
+def minimise(
+    problem: Problem,
+    x: Floats,
+    max_iterations: int,
+    tolerance_esds: float,
+    progress: Callable[[Step, Any], None] | None = None,
+    state: Any = None,
+) -> Solution:
+    """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit."""
+    damping, growth = 1e-3, 2.0
+    state = problem.renewed(x, problem.start(x)) if state is None else problem.renewed(x, state)
+    history: list[Step] = []
+    matrix, gradient = problem.normal(x, state)
+    message, converged = f"no convergence in {max_iterations} iterations", False
+    for number in range(1, max_iterations + 1):
+        size = _whole_step_in_esds(matrix, gradient)
+        if size < tolerance_esds:
+            message, converged = f"the next step is {size:.2g} esds", True
+            break
+        step = _damped_step(matrix, gradient, damping, problem.max_step)
+        expected = 2 * step @ gradient - step @ matrix @ step
+        trial = problem.trial(x + step, state)
+        gain = (problem.merit(state) - problem.merit(trial)) / max(expected, 1e-300)
+        accepted = bool(np.isfinite(gain) and gain > 1e-3)
+        record = Step(number, problem.merit(trial if accepted else state), damping, size, accepted)
+        history.append(record)
+        if accepted:
+            x, state = x + step, problem.renewed(x + step, trial)
+            matrix, gradient = problem.normal(x, state)
+            damping, growth = damping * max(1 / 10, 1 - (2 * gain - 1) ** 3), 2.0
+            damping = max(damping, 1e-9)
+        else:
+            damping, growth = damping * growth, growth * 2
+        if progress is not None:
+            progress(record, state)
+        if damping > 1e8:
+            message, converged = "no step lowers the merit any more", size < 10 * tolerance_esds
+            break
+    return Solution(x, converged, message, tuple(history), matrix, state)
+
+
+def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Floats) -> Floats:
+    """The damped step, shortened as a whole where it exceeds the largest step of a parameter."""
+    step = np.linalg.solve(matrix + damping * np.diag(np.diag(matrix)), gradient)
+    return step / max(1.0, float(np.max(np.abs(step) / max_step)))
+
+
+def _whole_step_in_esds(matrix: Floats, gradient: Floats) -> float:
+    """The largest component of the undamped step, in units of its parameter's esd."""
+    covariance = np.linalg.inv(matrix)
+    return float(np.max(np.abs(covariance @ gradient) / np.sqrt(np.abs(np.diag(covariance)))))

@@ -1,0 +1,62 @@
+"""How well the data determine what was refined, and what they ask for beyond it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dbex.refinement.parameters import Parametrisation
+from dbex.still import Floats
+
+#: A direction whose curvature is below this fraction of the largest, in units of the priors, is not determined.
+SINGULAR = 1e-10
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Covariance (n, n) of x, the condition number of the correlation matrix, and its worst direction in words."""
+
+    covariance: Floats
+    condition_number: float
+    worst_direction: str
+
+
+def curvature(matrix: Floats, map: Parametrisation) -> Curvature:
+    """What the normal matrix says: parameters are scaled to unit curvature before conditions are compared."""
+    scale = 1 / np.sqrt(np.diag(matrix))
+    values, vectors = np.linalg.eigh(matrix * np.outer(scale, scale))
+    values = np.maximum(values, SINGULAR * values[-1])
+    covariance = (vectors / values) @ vectors.T * np.outer(scale, scale)
+    return Curvature(covariance, float(values[-1] / values[0]), _in_words(vectors[:, 0], map))
+
+
+def _in_words(direction: Floats, map: Parametrisation) -> str:
+    """The parameters that make up a direction, largest first, with their signs."""
+    order = np.argsort(-np.abs(direction))
+    large = [i for i in order if abs(direction[i]) > 0.3 * abs(direction[order[0]])][:5]
+    sign = np.sign(direction[large[0]])
+    return ", ".join(f"{'+' if direction[i] * sign > 0 else '-'}{map.parameters[i].name}" for i in large)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A parameter that was held and that the data would move: by `step` (its coordinate) +- esd, alone."""
+
+    name: str
+    step: float
+    esd: float
+
+    @property
+    def esds(self) -> float:
+        """How many esds the data would move it."""
+        return abs(self.step) / self.esd
+
+
+def demands(matrix: Floats, gradient: Floats, free: int, map: Parametrisation, inflation: float) -> list[Demand]:
+    """The score test: what each held parameter would do if it were freed together with the `free` first ones."""
+    result = []
+    for i in range(free, len(map)):
+        places = [*range(free), i]
+        covariance = np.linalg.pinv(matrix[np.ix_(places, places)], rcond=1e-14, hermitian=True)
+        step = covariance @ gradient[places]
+        result.append(Demand(map.parameters[i].name, float(step[-1]), inflation * float(np.sqrt(covariance[-1, -1]))))
+    return result
