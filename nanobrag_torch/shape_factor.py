@@ -24,7 +24,7 @@ def grating(N: Tensor, h: Tensor) -> Tensor:
     """sin(πNh)/sin(πh) for |h| < 1, with its limit N at h = 0."""
     small = torch.abs(h) < 1e-7
     denominator = torch.where(small, torch.ones_like(h), torch.sin(math.pi * h))
-    limit = N * (1 - (N**2 - 1) * (math.pi * h) ** 2 / 6)
+    limit = N - (N * (N * N - 1) * (math.pi**2 / 6)) * h * h
     return torch.where(small, limit, torch.sin(math.pi * N * h) / denominator)
 
 

@@ -8,11 +8,11 @@ difference s1 - s0 and the phases πNh lose too many digits in float32.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, ScanConfig
 from nanobrag_torch.lattice import cell_tensor, reciprocal_basis
@@ -28,6 +28,7 @@ from nanobrag_torch.panel import (
     stack_panels,
 )
 from nanobrag_torch.polarization import polarization_factor
+from nanobrag_torch.recompute import computed_anew, tensors_on_graph
 from nanobrag_torch.shape_factor import lattice_factor
 from nanobrag_torch.source import Sources, beam_sources, polarization_normals
 from nanobrag_torch.spindle import scan_rotations
@@ -35,23 +36,9 @@ from nanobrag_torch.structure_factors import StructureFactors, nearest, tricubic
 from nanobrag_torch.tensors import as_tensor
 from nanobrag_torch.units import R_E_SQUARED_M2
 
-#: Memory that one term of the sum takes at its peak, bytes, measured with float64 results; with interpolation, and
-#: where derivatives are recorded, more is alive at once.
-BYTES_PER_TERM = 250
-BYTES_PER_TERM_INTERPOLATING = 600
-BYTES_PER_TERM_DIFFERENTIATED = 1500
-
-
-@dataclass(frozen=True)
-class _Crystal:
-    """What the crystal contributes: A (3, 3) and its inverse for each of t steps and domains (t, 3, 3)."""
-
-    config: CrystalConfig
-    factors: StructureFactors
-    A: Tensor
-    inverse: Tensor
-    interpolate: bool
-    d_min_A: Number | None
+#: Memory, bytes, that one term of the sum takes at its peak with float64 results, by (interpolating, differentiated):
+#: measured on the golden cases realistic_b, oversample_3 and kitchen_3, rounded up.
+BYTES_PER_TERM = {(False, False): 300, (True, False): 400, (False, True): 700, (True, True): 2500}
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,23 @@ class _Samples:
         return _Samples(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """All that a sum over pixels of one panel depends on: m samples, and A⁻¹ (t, 3, 3) of t steps and domains."""
+
+    crystal: CrystalConfig
+    factors: StructureFactors
+    A: Tensor
+    inverse: Tensor
+    panel: DetectorConfig
+    geometry: Panels
+    beam: BeamConfig
+    samples: _Samples
+    scale: Tensor
+    interpolate: bool
+    dmin_A: Number | None
+
+
 def simulate(
     crystal: CrystalConfig,
     detector: DetectorConfig | Sequence[DetectorConfig],
@@ -82,7 +86,7 @@ def simulate(
     interpolate: bool = False,
     dmin_A: Number | None = None,
     dtype: torch.dtype = torch.float64,
-    max_bytes: int = 2**27,
+    max_bytes: int = 2**26,
 ) -> Tensor:
     """Expected photons (n_pixels,) of Bragg scattering, on the device of the structure factors.
 
@@ -90,7 +94,8 @@ def simulate(
     tricubic polynomial; `dmin_A` leaves out what scatters beyond that resolution. The function is pure, and
     differentiable in every number of the records and in |F|, except across the sharp edges of top hats, `dmin_A` and
     the nearest node. `max_bytes` bounds the memory: the sum is done in blocks, which are computed anew, one at a
-    time, when derivatives are asked for. Raises ValueError for a spread that only the closed form describes.
+    time, when derivatives are asked for (second derivatives need a sum of one block). Raises ValueError for a spread
+    that only the closed form describes.
     """
     return simulate_counting(
         crystal,
@@ -117,7 +122,7 @@ def simulate_counting(
     interpolate: bool = False,
     dmin_A: Number | None = None,
     dtype: torch.dtype = torch.float64,
-    max_bytes: int = 2**27,
+    max_bytes: int = 2**26,
 ) -> tuple[Tensor, Tensor]:
     """As `simulate`, and the number of terms () that fell back from interpolation to the nearest node or default_F."""
     panels = [detector] if isinstance(detector, DetectorConfig) else list(detector)
@@ -125,16 +130,32 @@ def simulate_counting(
     like = torch.empty((), dtype=torch.float64, device=structure_factors.grid.device)
     pixels = all_pixels(panels, like.device) if pixels is None else pixels
     A = reciprocal_basis(crystal, like)
-    prepared = _Crystal(crystal, structure_factors, A, _inverses(crystal, A, scan), interpolate, dmin_A)
+    inverse = _inverses(crystal, A, scan)
     sources = beam_sources(beam, like)
     intensity = torch.zeros(len(pixels), dtype=dtype, device=like.device)
     fell_back = torch.zeros((), dtype=torch.int64, device=like.device)
     for index, panel in enumerate(panels):
         where = torch.nonzero(pixels.panel == index)[:, 0]
-        if len(where):
-            part, missed = _panel_sum(prepared, panel, beam, sources, pixels[where], dtype, max_bytes)
-            intensity = intensity.index_put((where,), part)
-            fell_back = fell_back + missed
+        if len(where) == 0:
+            continue
+        samples = _samples(crystal, panel, beam, sources)
+        steps = len(inverse) * samples.weight.sum() / _layers(panel)
+        terms = _Terms(
+            crystal=crystal,
+            factors=structure_factors,
+            A=A,
+            inverse=inverse,
+            panel=panel,
+            geometry=stack_panels([panel], like),
+            beam=beam,
+            samples=samples,
+            scale=as_tensor(beam.fluence, like) * R_E_SQUARED_M2 / steps,
+            interpolate=interpolate,
+            dmin_A=dmin_A,
+        )
+        part, missed = _sum_in_blocks(terms, pixels[where], dtype, max_bytes)
+        intensity = intensity.index_put((where,), part)
+        fell_back = fell_back + missed
     return intensity, fell_back
 
 
@@ -147,101 +168,80 @@ def automatic_oversample(crystal: CrystalConfig, panel: DetectorConfig, beam: Be
     return max(1, int(torch.ceil(3 * size * as_tensor(panel.pixel_size_mm, like) / per_pixel).detach()))
 
 
-def _panel_sum(
-    crystal: _Crystal,
-    panel: DetectorConfig,
-    beam: BeamConfig,
-    sources: Sources,
-    pixels: Pixels,
-    dtype: torch.dtype,
-    max_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    """The sum (n,) on one panel, block by block: steps and samples stay together as far as memory allows."""
-    samples = _samples(crystal.config, panel, beam, sources)
-    geometry = stack_panels([panel], crystal.A)
-    scale = as_tensor(beam.fluence, crystal.A) * R_E_SQUARED_M2
-    scale = scale / (len(crystal.inverse) * samples.weight.sum() / _layers(panel))
-
-    def block(chosen: Pixels, some: _Samples, inverse: Tensor) -> tuple[Tensor, Tensor]:
-        return _block_sum(crystal, panel, geometry, beam, chosen, some, inverse, scale, dtype)
-
-    differentiated = torch.is_grad_enabled() and _on_graph(crystal, geometry, samples, scale)
-    n, m, t = _block_sizes(len(pixels), len(samples.weight), len(crystal.inverse), crystal, differentiated, max_bytes)
-    several = n < len(pixels) or m < len(samples.weight) or t < len(crystal.inverse)
-    parts, fell_back = [], torch.zeros((), dtype=torch.int64, device=crystal.A.device)
+def _sum_in_blocks(terms: _Terms, pixels: Pixels, dtype: torch.dtype, max_bytes: int) -> tuple[Tensor, Tensor]:
+    """The sum (n,), block by block: steps and samples stay together as far as memory allows."""
+    differentiated = torch.is_grad_enabled() and len(tensors_on_graph(terms)) > 0
+    room = max(1, max_bytes // BYTES_PER_TERM[terms.interpolate, differentiated])
+    t = min(len(terms.inverse), room)
+    m = min(len(terms.samples.weight), max(1, room // t))
+    n = max(1, room // (t * m))
+    pieces = [
+        replace(terms, samples=terms.samples[j : j + m], inverse=terms.inverse[k : k + t])
+        for j in range(0, len(terms.samples.weight), m)
+        for k in range(0, len(terms.inverse), t)
+    ]
+    one_block = len(pieces) == 1 and n >= len(pixels)
+    rows, fell_back = [], torch.zeros((), dtype=torch.int64, device=terms.A.device)
     for i in range(0, len(pixels), n):
-        part = torch.zeros(len(pixels[i : i + n]), dtype=dtype, device=crystal.A.device)
-        for j in range(0, len(samples.weight), m):
-            for k in range(0, len(crystal.inverse), t):
-                arguments = (pixels[i : i + n], samples[j : j + m], crystal.inverse[k : k + t])
-                if several and differentiated:
-                    result, missed = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    result, missed = block(*arguments)
-                part, fell_back = part + result, fell_back + missed
-        parts.append(part)
-    return torch.cat(parts), fell_back
+        some = pixels[i : i + n]
+        row = torch.zeros(len(some), dtype=dtype, device=terms.A.device)
+        for piece in pieces:
+            block = partial(_block_sum, pixels=some, dtype=dtype)
+            part, missed = block(piece) if one_block else computed_anew(block, piece)
+            row, fell_back = row + part, fell_back + missed
+        rows.append(row)
+    return torch.cat(rows), fell_back
 
 
-def _block_sum(
-    crystal: _Crystal,
-    panel: DetectorConfig,
-    geometry: Panels,
-    beam: BeamConfig,
-    pixels: Pixels,
-    samples: _Samples,
-    inverse: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The sum (n,) of some pixels over some samples (m,) and steps (t,), and its number of failed interpolations.
+def _block_sum(terms: _Terms, pixels: Pixels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The sum (n,) of some pixels over the samples (m,) and steps (t,), and its number of failed interpolations.
 
     Rays are held as one list of m x n, sample by sample; vectors are laid out component by component.
     """
+    geometry, samples = terms.geometry, terms.samples
     n, m = len(pixels), len(samples.weight)
-    first = torch.zeros(m * n, dtype=torch.int64, device=inverse.device)
+    first = torch.zeros(m * n, dtype=torch.int64, device=terms.A.device)
 
     def of_ray(value: Tensor) -> Tensor:
         return value[:, None].expand(m, n, *value.shape[1:]).reshape(m * n, *value.shape[1:])
 
     slow = (pixels.slow + samples.slow[:, None]).reshape(-1)
     fast = (pixels.fast + samples.fast[:, None]).reshape(-1)
-    depth = of_ray(samples.near) * geometry.thickness[0] if panel.parallax else torch.zeros_like(slow)
+    near, far = (of_ray(edge) * geometry.thickness[0] for edge in (samples.near, samples.far))
+    depth = near if terms.panel.parallax else torch.zeros_like(near)
     position = pixel_positions(geometry, first, slow, fast, depth)
     s1 = position / torch.linalg.vector_norm(position, dim=-1, keepdim=True)
     s0 = of_ray(samples.s0)
-    factor = scale * of_ray(samples.weight) * solid_angle(geometry, first, position, depth, panel.point_pixel)
-    if beam.polarization_fraction is not None:
-        fraction = as_tensor(beam.polarization_fraction, scale)
+    factor = terms.scale * of_ray(samples.weight)
+    factor = factor * solid_angle(geometry, first, position, depth, terms.panel.point_pixel)
+    if terms.beam.polarization_fraction is not None:
+        fraction = as_tensor(terms.beam.polarization_fraction, factor)
         factor = factor * polarization_factor(s1, s0, of_ray(samples.normal), fraction)
-    if _is_thick(panel):
-        near, far = (of_ray(edge) * geometry.thickness[0] for edge in (samples.near, samples.far))
+    if _is_thick(terms.panel):
         factor = factor * captured(geometry.mu[0], near, far, obliquity(geometry, first, s1))
     q = (s1 - s0) / of_ray(samples.wavelength)[:, None]
     q_squared = (q**2).sum(-1)
-    if crystal.d_min_A is not None:
+    if terms.dmin_A is not None:
         # Terms exactly at the limit count, as in the C program.
-        factor = factor * (q_squared * as_tensor(crystal.d_min_A, q) ** 2 <= 1)
-    factor = factor * torch.exp(-0.5 * as_tensor(crystal.config.b_factor_A2, q) * q_squared)
-    strength, missed = _diffracting_strength(crystal, q, inverse, dtype)
+        factor = factor * (q_squared * as_tensor(terms.dmin_A, q) ** 2 <= 1)
+    factor = factor * torch.exp(-0.5 * as_tensor(terms.crystal.b_factor_A2, q) * q_squared)
+    strength, missed = _diffracting_strength(terms, q, dtype)
     return (factor.to(dtype) * strength).reshape(m, n).sum(0), missed
 
 
-def _diffracting_strength(crystal: _Crystal, q: Tensor, inverse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Σ |F|² F_latt² (r,) over steps of rays with scattering vectors `q` (r, 3), 1/Å, and the failed interpolations."""
-    rows = [
-        inverse[:, i, 0, None] * q[:, 0] + inverse[:, i, 1, None] * q[:, 1] + inverse[:, i, 2, None] * q[:, 2]
-        for i in range(3)
-    ]
-    h = torch.stack(rows).movedim(0, -1)
+def _diffracting_strength(terms: _Terms, q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Σ |F|² F_latt² (r,) over steps for scattering vectors `q` (r, 3), 1/Å, and the failed interpolations."""
+    x, y, z = q.unbind(-1)
+    rows = [terms.inverse[:, i, :, None].unbind(1) for i in range(3)]
+    h = torch.stack([row[0] * x + row[1] * y + row[2] * z for row in rows]).movedim(0, -1)
     node = torch.ceil(h.detach() - 0.5)
     missed = torch.zeros((), dtype=torch.int64, device=q.device)
-    if crystal.interpolate:
-        F, fell_back = tricubic(crystal.factors, h)
+    if terms.interpolate:
+        F, fell_back = tricubic(terms.factors, h)
         missed = fell_back.sum()
     else:
-        F = nearest(crystal.factors, node)
-    F_latt = lattice_factor(crystal.config, (h - node).to(dtype), crystal.A)
+        F = nearest(terms.factors, node)
+    F_latt = lattice_factor(terms.crystal, (h - node).to(dtype), terms.A)
     return ((F.to(dtype) * F_latt) ** 2).sum(0), missed
 
 
@@ -284,25 +284,6 @@ def _is_thick(panel: DetectorConfig) -> bool:
 
 def _layers(panel: DetectorConfig) -> int:
     return panel.depth_layers if _is_thick(panel) else 1
-
-
-def _block_sizes(
-    pixels: int, samples: int, steps: int, crystal: _Crystal, differentiated: bool, max_bytes: int
-) -> tuple[int, int, int]:
-    """How many pixels, samples and steps make one block that fits into `max_bytes`."""
-    per_term = BYTES_PER_TERM_INTERPOLATING if crystal.interpolate else BYTES_PER_TERM
-    terms = max(1, max_bytes // (max(per_term, BYTES_PER_TERM_DIFFERENTIATED) if differentiated else per_term))
-    t = min(steps, terms)
-    m = min(samples, max(1, terms // t))
-    return min(pixels, max(1, terms // (t * m))), m, t
-
-
-def _on_graph(crystal: _Crystal, geometry: Panels, samples: _Samples, scale: Tensor) -> bool:
-    """Whether any derivative will be asked for."""
-    numbers = [getattr(crystal.config, name) for name in crystal.config.__dataclass_fields__]
-    numbers += [getattr(record, name) for record in (geometry, samples) for name in record.__dataclass_fields__]
-    numbers += [crystal.factors.grid, crystal.factors.default_F, crystal.inverse, scale]
-    return any(isinstance(number, Tensor) and number.requires_grad for number in numbers)
 
 
 def _refuse_what_only_the_closed_form_has(crystal: CrystalConfig, panels: Sequence[DetectorConfig]) -> None:

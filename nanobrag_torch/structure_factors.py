@@ -62,8 +62,8 @@ def nearest(factors: StructureFactors, hkl: Tensor) -> Tensor:
 def tricubic(factors: StructureFactors, hkl: Tensor) -> tuple[Tensor, Tensor]:
     """|F| (...) between nodes, at fractional `hkl` (..., 3), by the 4 x 4 x 4 Lagrange polynomial.
 
-    Its nodes are floor(hkl) - 1 … floor(hkl) + 2. Where one of the 64 nodes lies outside the grid the nearest node's |F|, or `default_F`, is returned instead; the
-    second result (...), bool, says where.
+    Its nodes are floor(hkl) - 1 … floor(hkl) + 2. Where one of the 64 lies outside the grid the nearest node's |F|, or
+    `default_F`, is returned instead; the second result (...), bool, says where.
     """
     base = torch.floor(hkl.detach())
     weights = _lagrange_weights(hkl - base)
