@@ -27,3 +27,6 @@ SPOT_Z_FOUR_SIGMA = 0.55
 PLANE_ESDS = 3.5
 #: Part of |error|/esd below 1, about 0.6827: three standard errors of 3,000 repeats, and the skewness of Poisson noise.
 COVERAGE_68 = 0.03
+
+#: Photons from ADU against photons: multiplied by the gain and divided by it again.
+UNITS_RELATIVE = 1e-12
