@@ -1,0 +1,200 @@
+"""From the solution to the tables that are written: one row a box, one row a pixel, and the figures of merit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jacfwd
+
+from dbex.refinement.objective import Local, Objective
+from dbex.refinement.shoeboxes import Shoeboxes
+from dbex.still import BoxTable, Floats, Ints, PixelTable, Still
+from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.profile import Layer, centroids, intersection_px, rays
+from nanobrag_torch.spread import node_covariance
+from nanobrag_torch.tensors import as_tensor, dot, unit
+
+#: Core pixels are those where the spot exceeds this fraction of its box's maximum.
+CORE = 0.1
+#: Boxes whose signal exceeds this many sigma count for the median correlation.
+STRONG = 10.0
+
+
+@dataclass(frozen=True)
+class Solved:
+    """An objective at its solution: x, its covariance, variances and the linear optimum."""
+
+    objective: Objective
+    x: Tensor
+    covariance: Floats
+    variance: Tensor
+    local: Local
+
+
+def free_intensities(solved: Solved) -> tuple[Floats, Floats]:
+    """The intensity of each box (n,) from its own pixels alone and its variance: no prior; the plane is eliminated,
+    the tails of neighbours are taken away at their posterior."""
+    boxes, local = solved.objective.boxes, solved.local
+    w = solved.objective.weights(solved.variance)
+    own = local.profiles[..., 0]
+    others = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
+    others[:, 0] = 0.0
+    data = boxes.data - (local.profiles @ others[..., None])[..., 0]
+    T = boxes.basis
+    wT = w[..., None] * T
+    inverse = torch.linalg.inv(T.transpose(1, 2) @ wT)
+    cross = (wT.transpose(1, 2) @ own[..., None])[..., 0]
+    left = (cross[:, None] @ inverse)[:, 0]
+    curvature = (w * own**2).sum(1) - (left * cross).sum(1)
+    right = (w * own * data).sum(1) - (left * (wT.transpose(1, 2) @ data[..., None])[..., 0]).sum(1)
+    safe = torch.where(curvature > 0, curvature, torch.ones_like(curvature))
+    nan = torch.full_like(safe, torch.nan)
+    return (
+        torch.where(curvature > 0, right / safe, nan).numpy(),
+        torch.where(curvature > 0, 1 / safe, nan).numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """For each box: k, ln partiality density's derivative folded with the covariance (its esd), centroid, s1, the
+    angle to the sphere (radians) and the factor Ω P C at the centroid."""
+
+    k: Floats
+    ln_partiality_esd: Floats
+    xy_px: Floats
+    s1: Floats
+    delpsi_rad: Floats
+    lp: Floats
+
+
+def excitation(solved: Solved) -> Excitation:
+    """Where the model puts the boxes' reflections, and how sure it is of their partiality."""
+    objective, boxes = solved.objective, solved.objective.boxes
+    hkl = objective.hkl[boxes.node[:, 0]].double()
+    panel = boxes.pixels.panel
+
+    def ln_partiality(x: Tensor) -> Tensor:
+        models = objective.map.models(x)
+        q = hkl @ reciprocal_basis(models.crystal, x).T
+        found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
+        return -0.5 * found.k**2 - torch.log(found.width)
+
+    slope = jacfwd(ln_partiality)(solved.x).numpy()
+    variance = np.einsum("ni,ij,nj->n", slope, solved.covariance, slope)
+    models = objective.map.models(solved.x)
+    q = hkl @ reciprocal_basis(models.crystal, solved.x).T
+    found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
+    xy = intersection_px(models.panels, panel, found.s1)
+    whole = Layer(torch.zeros_like(models.panels.thickness), models.panels.thickness)
+    factor = rays(models.panels, models.beam, panel, xy[:, 1], xy[:, 0], whole, 1).factor
+    s0 = unit(as_tensor(models.beam.direction, q))
+    to_node = unit(q + s0 / as_tensor(models.beam.wavelength_A, q))
+    turn = torch.linalg.cross(unit(torch.linalg.cross(q, s0.expand_as(q))), q)
+    delpsi = -found.epsilon / dot(to_node, turn)
+    return Excitation(
+        found.k.numpy(), np.sqrt(np.maximum(variance, 0)), xy.numpy(), found.s1.numpy(), delpsi.numpy(), factor.numpy()
+    )
+
+
+def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
+    """One row a box; `weight` (n,) are the robust weights."""
+    objective, boxes, local = solved.objective, solved.objective.boxes, solved.local
+    value, variance = free_intensities(solved)
+    at = excitation(solved)
+    own = boxes.node[:, 0]
+    prior_mean, prior_sd = objective.prior.mean[own].numpy(), objective.prior.sd[own].numpy()
+    with_partiality = variance + (value * at.ln_partiality_esd) ** 2
+    used = boxes.used.numpy()
+    z2 = squared_residuals(solved).numpy()
+    bragg, total = local.bragg.numpy(), (local.bragg + local.background).numpy()
+    count = used.sum(1)
+    size = np.array([p.pixel_size_mm for p in still.detector], dtype=float)[boxes.pixels.panel.numpy()]
+    wavelength = float(as_tensor(objective.map.models(solved.x).beam.wavelength_A, solved.x))
+    partiality = np.exp(-0.5 * at.k**2)
+    return BoxTable(
+        hkl=objective.hkl[own].numpy(),
+        panel=boxes.pixels.panel.numpy(),
+        bbox=boxes.bbox,
+        xy_px=at.xy_px,
+        xy_mm=at.xy_px * size[:, None],
+        s1=at.s1 / wavelength,
+        delpsi_rad=at.delpsi_rad,
+        excitation=at.k,
+        partiality=partiality,
+        partiality_esd=partiality * at.ln_partiality_esd,
+        lp=at.lp,
+        intensity=value,
+        variance=with_partiality,
+        posterior_intensity=local.intensity[own].numpy(),
+        posterior_variance=1 / (1 / variance + 1 / prior_sd**2),
+        prior_intensity=prior_mean,
+        background_mean=(local.background.numpy() * used).sum(1) / count,
+        cc=correlation(boxes.data.numpy(), total, used),
+        chi2_per_pixel=(z2 * used).sum(1) / count,
+        signal_to_noise=(bragg * used).sum(1) / np.sqrt((solved.variance.numpy() * used).sum(1)),
+        pixels=count,
+        weight=weight.numpy(),
+        row=matching_rows(still, objective.hkl[own].numpy(), boxes.pixels.panel.numpy()),
+    )
+
+
+def squared_residuals(solved: Solved) -> Tensor:
+    """Z² (n, p) of every pixel, used or not."""
+    boxes, local = solved.objective.boxes, solved.local
+    return (boxes.data - local.background - local.bragg) ** 2 / solved.variance
+
+
+def correlation(x: Floats, y: Floats, used: Floats) -> Floats:
+    """Pearson's correlation (n,) over the used pixels of each box."""
+    count = np.maximum(used.sum(1, keepdims=True), 1)
+    dx = (x - (x * used).sum(1, keepdims=True) / count) * used
+    dy = (y - (y * used).sum(1, keepdims=True) / count) * used
+    norm = np.sqrt((dx**2).sum(1) * (dy**2).sum(1))
+    return (dx * dy).sum(1) / np.maximum(norm, 1e-300)
+
+
+def matching_rows(still: Still, hkl: Ints, panel: Ints) -> Ints:
+    """The row of the table that was read for each reflection, -1 where there is none."""
+    known = {
+        (*map(int, h), int(p)): int(row)
+        for h, p, row in zip(still.observed.hkl, still.observed.panel, still.observed.row, strict=True)
+    }
+    return np.array([known.get((*map(int, h), int(p)), -1) for h, p in zip(hkl, panel, strict=True)], dtype=np.int64)
+
+
+def pixel_table(solved: Solved) -> PixelTable:
+    """One row a pixel of the boxes and their panel."""
+    boxes, local = solved.objective.boxes, solved.local
+    box, place = (a.numpy() for a in torch.nonzero(boxes.inside, as_tuple=True))
+    pick = (box, place)
+    return PixelTable(
+        box=box,
+        panel=boxes.pixels.panel.numpy()[box],
+        slow=boxes.pixels.slow.numpy()[pick],
+        fast=boxes.pixels.fast.numpy()[pick],
+        data=boxes.data.numpy()[pick],
+        background=local.background.numpy()[pick],
+        bragg=local.bragg.numpy()[pick],
+        variance=solved.variance.numpy()[pick],
+        used=boxes.used.numpy()[pick],
+    )
+
+
+def figures_of_merit(solved: Solved, table: BoxTable) -> dict[str, float]:
+    """χ² over all and over core pixels, the median correlation of strong boxes, and what they are made of."""
+    boxes, local = solved.objective.boxes, solved.local
+    z2, used = squared_residuals(solved), boxes.used
+    core = used & (local.bragg > CORE * local.bragg.amax(1, keepdim=True))
+    strong = table.signal_to_noise > STRONG
+    return {
+        "chi2_per_pixel": float(z2[used].mean()),
+        "chi2_core": float(z2[core].mean()) if core.any() else float("nan"),
+        "median_cc": float(np.median(table.cc[strong])) if strong.any() else float("nan"),
+        "boxes": float(len(boxes)),
+        "boxes_cc": float(strong.sum()),
+        "pixels": float(used.sum()),
+        "core_pixels": float(core.sum()),
+        "variance_floor_pixels": float((used & (solved.variance <= 1e-2)).sum()),
+    }

@@ -1,0 +1,55 @@
+"""Whether a fit can be used, in words: a plausible picture is not enough."""
+
+from dbex.refinement.parameters import Parametrisation
+from dbex.refinement.uncertainty import Curvature, Demand
+from dbex.still import Verdict
+
+#: Limits of a good fit: χ² over core pixels, the median correlation of strong boxes, the relative error of F².
+CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
+#: Fewer strong boxes than this prove nothing.
+FEWEST_STRONG = 10
+#: A held parameter is worth freeing when the data would move it by this many esds.
+ASKED_ESDS = 5.0
+#: Above this condition number the worst direction is named.
+ILL_CONDITIONED = 1e8
+
+_UNITS = {"distance": ("mm", 1.0), "shift": ("mm", 1.0), "tilt": ("mrad", 1e3)}
+
+
+def judge(
+    converged: bool, figures: dict[str, float], wanted: list[Demand], bend: Curvature, map: Parametrisation
+) -> Verdict:
+    """The verdict on a refined still."""
+    reasons = []
+    if figures["boxes_cc"] < FEWEST_STRONG:
+        reasons.append(f"only {figures['boxes_cc']:.0f} boxes stand out from their background by 10 sigma")
+    elif not figures["median_cc"] >= CC_LIMIT:
+        reasons.append(f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})")
+    if not figures["chi2_core"] <= CORE_LIMIT:
+        reasons.append(f"chi2 per core pixel is {figures['chi2_core']:.2f} (good: up to {CORE_LIMIT})")
+    if figures["relative_model_error"] > MODEL_ERROR_LIMIT:
+        reasons.append(
+            f"intensities differ from F^2 by {100 * figures['relative_model_error']:.0f} %: are these the structure "
+            "factors of this crystal, and is this the right one of its possible indexings?"
+        )
+    state = "not converged" if not converged else "poor" if reasons else "good"
+    if not converged:
+        reasons.insert(0, "the last steps were still large compared with the esds")
+    if not reasons:
+        reasons = ["model and pixels agree within the noise"]
+    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend)))
+
+
+def _advice(wanted: list[Demand], bend: Curvature) -> list[str]:
+    advice = []
+    for demand in sorted(wanted, key=lambda d: -d.esds):
+        if demand.esds > ASKED_ESDS:
+            group = demand.name.split("_")[0]
+            unit, factor = _UNITS[group]
+            advice.append(
+                f"the data ask for another {demand.name.replace('_', ' ')}: {demand.step * factor:+.3f} {unit} "
+                f"({demand.esds:.0f} esds); refine.detector={group} would free it"
+            )
+    if bend.condition_number > ILL_CONDITIONED:
+        advice.append(f"this still hardly determines the combination {bend.worst_direction}")
+    return advice
