@@ -30,3 +30,15 @@ COVERAGE_68 = 0.03
 
 #: Photons from ADU against photons: multiplied by the gain and divided by it again.
 UNITS_RELATIVE = 1e-12
+
+# --- nanobrag_torch: the sampled sum -------------------------------------------------------------------------------
+
+#: Pixels that a golden case does not judge, relative to its maximum: they are below 1e-8 of it, so that agreement in
+#: seven digits means less than this.
+GOLDEN_FAINT = 1e-14
+
+#: A golden case states the largest error of a quirk with three digits.
+GOLDEN_QUIRK_ROUNDING = 5e-3
+
+#: Matrices of seeded domains: a sum of two products of numbers up to 1, in another order.
+SEEDED_MATRIX = 3e-16

@@ -1,0 +1,67 @@
+"""The sampled sum against images of the original C program, each within the tolerance that it comes with."""
+
+import numpy as np
+import pytest
+import torch
+
+from nanobrag_torch.mosaic import seeded_rotations
+from nanobrag_torch.simulate import simulate
+from tests import tolerances
+from tests.golden.cases import ALL, JUDGED, LATER, QUIRKS, named
+from tests.golden.command import parse
+
+
+def computed(name, folder):
+    case = ALL[name]
+    path = case.get("mosaic_rotations")
+    command = parse(case["argv"], folder, torch.as_tensor(np.load(folder / path)) if path else None)
+    arguments, options = command.arguments()
+    image = simulate(*arguments, **options).reshape(command.detector.shape)
+    return torch.where(command.used, image, torch.zeros_like(image)).numpy()
+
+
+def largest_difference(image, name, images):
+    """Largest relative difference over the pixels that the case judges."""
+    reference = images[name].astype(np.float64)
+    judged = reference > ALL[name]["tolerance"]["above"] * reference.max()
+    assert judged.sum() >= 0.9 * ALL[name]["judged_pixels"]
+    return (np.abs(image - reference)[judged] / reference[judged]).max()
+
+
+@pytest.mark.parametrize("name", named(JUDGED))
+def test_the_sampled_sum_is_the_golden_image(name, golden_folder, golden_images):
+    image = computed(name, golden_folder)
+    assert largest_difference(image, name, golden_images) <= ALL[name]["tolerance"]["max_rel"]
+    reference = golden_images[name]
+    faint = reference <= ALL[name]["tolerance"]["above"] * reference.max()
+    assert np.abs(image - reference)[faint].max(initial=0) <= tolerances.GOLDEN_FAINT * reference.max()
+
+
+@pytest.mark.parametrize(("name", "right"), list(QUIRKS.items()) if ALL else named([]))
+def test_what_the_c_program_gets_wrong_is_not_imitated(name, right, golden_folder, golden_images):
+    image = computed(name, golden_folder)
+    assert largest_difference(image, right, golden_images) <= ALL[right]["tolerance"]["max_rel"]
+    reference = golden_images[name].astype(np.float64)
+    bright = image > 1e-3 * image.max()
+    wrong_by = (np.abs(image - reference)[bright] / image[bright]).max()
+    assert wrong_by == pytest.approx(ALL[name]["quirk_max_rel"], rel=tolerances.GOLDEN_QUIRK_ROUNDING)
+
+
+@pytest.mark.skipif(not ALL, reason="shared/golden is absent")
+def test_every_golden_case_is_judged_or_left_out_by_name():
+    assert set(JUDGED) | set(LATER) | set(QUIRKS) == set(ALL)
+    assert all(not ALL[name]["imitate"] for name in QUIRKS)
+    assert all(ALL[name]["imitate"] for name in JUDGED)
+
+
+DRAWN = {name: ALL[name] for name in JUDGED if "mosaic_rotations" in ALL[name]}
+
+
+@pytest.mark.parametrize("name", named(DRAWN))
+def test_seeded_domains_are_those_of_the_c_program(name, golden_folder):
+    argv = ALL[name]["argv"]
+    spread = float(argv[argv.index("-mosaic") + 1])
+    seed = int(argv[argv.index("-mosaic_seed") + 1]) if "-mosaic_seed" in argv else -12345678
+    expected = torch.as_tensor(np.load(golden_folder / ALL[name]["mosaic_rotations"]))
+    drawn = seeded_rotations(spread, len(expected), seed)
+    assert (drawn - expected).abs().max() <= tolerances.SEEDED_MATRIX
