@@ -6,7 +6,7 @@ moves the merit by itself. Predicted against actual reduction decides the dampin
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dbex.refinement.solvers.solution import Solution, Step
 from dbex.still import Floats
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What the solver asks: states are opaque but for their merit."""
 
