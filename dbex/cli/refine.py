@@ -203,7 +203,8 @@ def refine_one(
     folder.mkdir()
     write_results(refined, folder)
     write_spots(refined, folder / "spots.png")
-    log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}\n")
+    log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
+    log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
     content["seconds"] |= {"reading": read - began, "refining": refined_at - read}
     content["seconds"] |= {"writing": time.perf_counter() - refined_at}

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -354,3 +355,19 @@ def test_an_absent_image_is_one_sentence_that_names_it(tmp_path, capfd):
     assert "moved.cbf" in told
     assert told.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["still.expt"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_run_that_is_stopped_leaves_nothing(number, status, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "dbex.cli.refine", *FILES, MASK]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert any("indexed reflections" in line for line in child.stdout), "it has begun to refine"
+        child.send_signal(number)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == status
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []

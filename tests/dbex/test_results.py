@@ -181,6 +181,14 @@ def test_the_record_is_strict_json_with_esds_versions_and_hashes(refined, tmp_pa
     assert content["peak_memory_MB"] > 10
 
 
+def test_the_covariance_is_in_the_units_of_the_esds_whatever_the_solver_used(refined):
+    estimates = tuple(replace(estimate, esd=0.1 * (i + 1)) for i, estimate in enumerate(refined.estimates))
+    solver = np.eye(len(estimates)) + 0.5
+    covariance = record(replace(refined, estimates=estimates, covariance=solver), RUN)["covariance"]
+    assert np.sqrt(np.diag(covariance)) == pytest.approx([estimate.esd for estimate in estimates])
+    assert covariance[0, 1] == pytest.approx(0.1 * 0.2 / 3), "a correlation of a third"
+
+
 def test_numbers_that_are_none_become_null_wherever_they_stand():
     found = plain({"a": np.array([1.0, np.nan]), "b": (np.float64(np.inf), np.int64(3)), "c": {"d": "text"}})
     assert found == {"a": [1.0, None], "b": [None, 3], "c": {"d": "text"}}
