@@ -66,6 +66,11 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.mosaic", "uniform_deviates", ".item"): "the same number, back",
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",
+    (
+        "nanobrag_torch.recompute",
+        "_Anew.backward",
+        ".detach",
+    ): "leaves of a graph that is built anew to be differentiated",
     ("nanobrag_torch.simulate", "automatic_oversample", ".detach"): "a whole number of sub-pixels",
     ("nanobrag_torch.simulate", "_diffracting_strength", ".detach"): "the nearest hkl, constant between jumps",
     ("nanobrag_torch.structure_factors", "tricubic", ".detach"): "the corner of a cell, constant between jumps",
