@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pytest
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
@@ -371,3 +373,35 @@ def test_a_run_that_is_stopped_leaves_nothing(number, status, tmp_path):
     assert child.returncode == status
     assert "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_shipped_still_is_refined_from_dials_files_to_files_that_dials_reads(tmp_path):
+    ended = run(*FILES, MASK, "refine.detector=distance,shift", cwd=tmp_path)
+    out = tmp_path / "refined"
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == RESULTS
+    lines = ended.stdout.splitlines()
+    assert lines[-5].startswith("good fit: χ²/pixel")
+    assert [line.split(":")[0].split(" ")[0] for line in lines[-4:-1]] == ["orientation", "cell", "detector"]
+    assert "strong spots 1: χ²/pixel" in ended.stdout
+    content = json.loads((out / "dbex.json").read_text(encoding="utf-8"))
+    assert content["verdict"]["state"] == "good"
+    assert content["summary"] == lines[-5:]
+    assert len(content["history"]) == (out / "dbex.log").read_text(encoding="utf-8").count(", damping ")
+    esds = [estimate["esd"] for estimate in content["estimates"]]
+    assert np.sqrt(np.diag(content["covariance"])) == pytest.approx(esds)
+    assert content["peak_memory_MB"] < 2000
+    with h5py.File(out / "pixels.h5") as stream:
+        data, background, bragg, variance, used = (
+            stream[f"pixels/{name}"][()] for name in ("data", "background", "bragg", "variance", "used")
+        )
+    chi2 = ((data - background - bragg) ** 2 / variance)[used == 1].mean()
+    assert chi2 == pytest.approx(content["figures"]["chi2_per_pixel"])
+    (experiment,) = ExperimentList.from_file(str(out / "refined.expt"), check_format=True)
+    after = content["models"]["after"]
+    assert experiment.crystal.get_unit_cell().parameters()[0] == pytest.approx(after["crystal"]["cell_a"])
+    assert experiment.detector[0].get_directed_distance() == pytest.approx(after["detector"][0]["distance_mm"])
+    table = flex.reflection_table.from_file(str(out / "refined.refl"))
+    assert table.get_flags(flex.reflection_table.flags.predicted).all_eq(True)
+    assert table.get_flags(flex.reflection_table.flags.indexed).count(True) > 90
