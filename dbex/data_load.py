@@ -138,6 +138,7 @@ class Stills:
         given = [path for path in (self.files.get("mask"), experiment.imageset.external_lookup.mask.filename) if path]
         for mask in (raw.format_mask, *(masks.read_mask(path, shapes) for path in given)):
             if mask is not None:
+                masks.check_shapes(mask, shapes, "mask")
                 masks.check_polarity(mask, observed.panel, observed.xy_px)
                 together = tuple(a & b for a, b in zip(together, mask, strict=True))
         return together

@@ -58,7 +58,7 @@ def create_crystal_config(
     size, mosaicity = domain_size_A, mosaicity_deg
     carriers: tuple[Any, Any] = (getattr(experiment, "crystal", None), crystal)
     for carrier in carriers:
-        if hasattr(carrier, "get_domain_size_ang") and carrier.get_domain_size_ang() > 0:
+        if carries_widths(carrier):
             size, mosaicity = carrier.get_domain_size_ang(), max(carrier.get_half_mosaicity_deg(), 0.0)
         elif hasattr(carrier, "get_mosaicity") and carrier.get_mosaicity() > 0:
             mosaicity = carrier.get_mosaicity()
@@ -78,7 +78,8 @@ def create_crystal_config(
 
 def carries_widths(crystal: Any) -> bool:
     """Whether a dxtbx crystal has a domain size and a mosaicity of its own."""
-    return hasattr(crystal, "get_domain_size_ang") and crystal.get_domain_size_ang() > 0
+    # A size of NaN counts as carried, so that it is refused and not replaced.
+    return hasattr(crystal, "get_domain_size_ang") and not crystal.get_domain_size_ang() <= 0
 
 
 def create_detector_config(

@@ -59,3 +59,15 @@ FLOAT32_ANGLE = 1e-9
 SMALL_ANGLE_SQUARED = 1e-5
 #: The exact line integral against adaptive quadrature: what docs/physics.md claims.
 LINE_INTEGRAL = 1e-9
+
+#: An image in units of its mean after rotating, inverting or cutting: positions of 60 mm and phases of 100 radians
+#: are rounded anew.
+ROTATED_LABORATORY = 1e-10
+#: The same terms added in another order.
+REORDERED_SUM = 1e-12
+#: float32 results, geometry in double: phases πNh of up to 60 lose ten units of 6e-8, squares and sums the rest.
+FLOAT32_IMAGE = 2e-5
+#: A beam of relative width 1e-9 and 1e-9 rad: the change of the image is of second order or below its curvature.
+NARROW_BEAM = 1e-8
+#: Derivatives against Richardson-extrapolated central differences: what DB-AT-010 asks of every number.
+DERIVATIVE_RELATIVE = 1e-6

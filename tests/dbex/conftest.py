@@ -99,5 +99,11 @@ def thermolysin_files():
 
 
 @pytest.fixture(scope="session")
+def thermolysin(thermolysin_files):
+    """A still on 64 panels in ADU."""
+    return reading().read_stills(*thermolysin_files, gain=6.0, sigma_readout=4.5).read(0)
+
+
+@pytest.fixture(scope="session")
 def serial_files():
     return shared_still("serial20", "serial20.expt", "serial20.refl", "../refgeom/scaled.mtz", "mask.pkl")

@@ -12,7 +12,6 @@ pytest.importorskip("dxtbx", reason="dxtbx is not installed")
 from cctbx import sgtbx, uctbx
 from dxtbx.model import Crystal, DetectorFactory, MosaicCrystalSauter2014, ParallaxCorrectedPxMmStrategy
 
-from dbex.data_load import read_stills
 from dbex.models import (
     create_beam_config,
     create_crystal_config,
@@ -187,9 +186,9 @@ def test_a_box_of_a_panel_stands_where_the_panel_has_it(still):
     assert (config.shape, config.oversample) == ((15, 30), 3)
 
 
-def test_panels_of_a_hierarchy_stand_where_dxtbx_has_them(thermolysin_files):
-    still = read_stills(*thermolysin_files, gain=6.0, sigma_readout=4.5).read(0)
-    errors = [position_error(*pair) for pair in zip(still.detector, still.experiment.detector, strict=True)]
+def test_panels_of_a_hierarchy_stand_where_dxtbx_has_them(thermolysin):
+    pairs = zip(thermolysin.detector, thermolysin.experiment.detector, strict=True)
+    errors = [position_error(*pair) for pair in pairs]
     assert max(errors) < PIXEL_POSITION_MM
 
 
@@ -237,16 +236,16 @@ def test_a_moved_crystal_comes_back_from_dxtbx(still):
     assert still.experiment.crystal.get_domain_size_ang() != 650.0
 
 
-def test_a_moved_detector_comes_back_from_dxtbx_and_from_its_file(thermolysin_files):
-    still = read_stills(*thermolysin_files, gain=6.0, sigma_readout=4.5).read(0)
+def test_a_moved_detector_comes_back_from_dxtbx_and_from_its_file(thermolysin):
     moved = tuple(
-        replace(p, distance_mm=p.distance_mm + 0.25, origin_fast_mm=p.origin_fast_mm - 0.1) for p in still.detector
+        replace(p, distance_mm=p.distance_mm + 0.25, origin_fast_mm=p.origin_fast_mm - 0.1)
+        for p in thermolysin.detector
     )
-    detector = to_dxtbx_detector(moved, still.experiment.detector)
+    detector = to_dxtbx_detector(moved, thermolysin.experiment.detector)
     from_file = DetectorFactory.from_dict(copy.deepcopy(detector.to_dict()))
     for config, panel, reread in zip(moved, detector, from_file, strict=True):
         for found in (panel, reread):
-            again = create_detector_config(found, still.experiment.beam)
+            again = create_detector_config(found, thermolysin.experiment.beam)
             for name in ("distance_mm", "origin_fast_mm", "origin_slow_mm", "fast_axis", "slow_axis"):
                 np.testing.assert_allclose(getattr(again, name), getattr(config, name), atol=MODEL_ROUND_TRIP)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dbex.data_load import DataLoad, read_stills
+from dbex.data_load import DataLoad
 from dbex.errors import BadInput
 from dbex.refinement.inputs import prepare_refinement_inputs
 from tests.reports import acceptance_report
@@ -39,14 +39,13 @@ class TestDB_AT_023_Units:
             assert photons.target_representation == adu.target_representation == "photons_background_subtracted"
             assert photons.variance_floor > 0
 
-    def test_db_at_023_a_still_in_adu_is_read_as_photons(self, thermolysin_files):
+    def test_db_at_023_a_still_in_adu_is_read_as_photons(self, thermolysin, thermolysin_files):
         with acceptance_report("DB-AT-023", "still", tolerances={"relative": UNITS_RELATIVE}) as values:
-            still = read_stills(*thermolysin_files, gain=6.0, sigma_readout=4.5).read(0)
             raw = DataLoad(thermolysin_files.args(gain=6.0))
-            values["gain"], values["sigma"] = still.noise.gain, still.noise.sigma_readout_photons[0]
-            for photons, adu in zip(still.images_photons, raw.data, strict=True):
+            values["gain"], values["sigma"] = thermolysin.noise.gain, thermolysin.noise.sigma_readout_photons[0]
+            for photons, adu in zip(thermolysin.images_photons, raw.data, strict=True):
                 np.testing.assert_allclose(photons * 6.0, adu, rtol=UNITS_RELATIVE)
-            assert (still.noise.gain, still.noise.sigma_readout_photons[0]) == (6.0, 0.75)
+            assert (thermolysin.noise.gain, thermolysin.noise.sigma_readout_photons[0]) == (6.0, 0.75)
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, float("nan")])
