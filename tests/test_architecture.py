@@ -61,9 +61,6 @@ FILES = ("nanobrag_torch.io",)
 
 #: (module, function, call) that may leave the autograd graph, and why each is harmless.
 HARMLESS_CUTS = {
-    ("dbex.physics.forward", "box_candidates", ".numpy"): "whole numbers: pixels and hkl",
-    ("dbex.physics.forward", "box_candidates", ".tolist"): "whole numbers: hkl",
-    ("dbex.physics.forward", "_lookup", ".tolist"): "whole numbers: hkl",
     ("nanobrag_torch.conventions", "automatic_cells", "torch.tensor"): "a sample's size, plain numbers of a command",
     ("nanobrag_torch.mosaic", "uniform_deviates", "torch.tensor"): "rounds a number of the seeded generator to float32",
     ("nanobrag_torch.mosaic", "uniform_deviates", ".item"): "the same number, back",
