@@ -12,7 +12,7 @@ from nanobrag_torch.tensors import as_tensor, dot
 
 @dataclass(frozen=True)
 class Panels:
-    """Geometry of n panels, stacked: vectors (n, 3), the rest (n,). Lengths in mm, `mu` in 1/mm."""
+    """Geometry of n panels, stacked: vectors (n, 3), the rest (n,). Lengths in mm, `mu` in 1/mm, `parallax` bool."""
 
     fast: Tensor
     slow: Tensor
@@ -23,6 +23,7 @@ class Panels:
     thickness: Tensor
     mu: Tensor
     point_spread: Tensor
+    parallax: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,18 @@ def stack_panels(detector: Sequence[DetectorConfig], like: Tensor) -> Panels:
         + distance[:, None] * normal
     )
     thickness, mu = stacked("sensor_thickness_mm"), stacked("sensor_mu_per_mm")
+    parallax = torch.as_tensor([panel.parallax for panel in detector], device=like.device)
     return Panels(
-        fast, slow, normal, distance, origin, stacked("pixel_size_mm"), thickness, mu, stacked("point_spread_mm")
+        fast,
+        slow,
+        normal,
+        distance,
+        origin,
+        stacked("pixel_size_mm"),
+        thickness,
+        mu,
+        stacked("point_spread_mm"),
+        parallax,
     )
 
 

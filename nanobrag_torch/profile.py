@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig
-from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig, override
+from nanobrag_torch.lattice import orientation, reciprocal_basis
 from nanobrag_torch.panel import Panels, captured, obliquity, pixel_positions, solid_angle, stack_panels
 from nanobrag_torch.polarization import polarization_factor
 from nanobrag_torch.rotation import rotation_from_vector
-from nanobrag_torch.spread import footprint_covariance, node_covariance
+from nanobrag_torch.spindle import line_integral
+from nanobrag_torch.spread import footprint_covariance, node_covariance, outer
 from nanobrag_torch.tensors import as_tensor, dot, unit
 from nanobrag_torch.units import R_E_SQUARED_M2, RADIANS_PER_DEGREE
 
@@ -40,6 +41,7 @@ class Quadrature:
 
     @property
     def samples(self) -> int:
+        """Samples of a pixel."""
         return self.oversample**2 * self.layers
 
 
@@ -53,27 +55,35 @@ class Rays:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Reciprocal nodes: q (n, 3), 1/Å; covariance (layers, n, 3, 3), 1/Å²; ln_amplitude (n,) of G |F|²."""
+    """Reciprocal nodes: q (n, 3), 1/Å; covariance (layers, n, 3, 3), 1/Å²; ln_amplitude (n,) of G |F|²; and the path
+    (n, 3), 1/Å, along which each moves during the exposure, centred on q, None for a still crystal."""
 
     q: Tensor
     covariance: Tensor
     ln_amplitude: Tensor
+    path: Tensor | None = None
+
+
+#: Coefficients of x, x³, x⁵ … in ½ - (1/x - 1/(e^x - 1)): B(2n)/(2n)!, B the Bernoulli numbers.
+_BERNOULLI = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000)
+#: Below this the closed forms lose more digits than the series lacks.
+_THIN = 0.3
 
 
 def mean_depth_ratio(x: Tensor) -> Tensor:
     """Mean depth of absorption in a layer over its thickness, x thickness over absorption length: 1/x - 1/(e^x - 1)."""
-    small = torch.abs(x) < 1e-2
-    safe = torch.where(small, torch.ones_like(x), x)
-    return torch.where(small, 0.5 - x / 12 + x**3 / 720, 1 / safe - 1 / torch.expm1(safe))
+    thin = torch.abs(x) < _THIN
+    safe, small = torch.where(thin, torch.ones_like(x), x), torch.where(thin, x, torch.zeros_like(x))
+    series = sum(c * small ** (2 * n + 1) for n, c in enumerate(_BERNOULLI))
+    return torch.where(thin, 0.5 - series, 1 / safe - 1 / torch.expm1(safe))
 
 
 def depth_variance_ratio(x: Tensor) -> Tensor:
     """Variance of that depth over the thickness squared: 1/x² - e^x/(e^x - 1)²."""
-    small = torch.abs(x) < 1e-2
-    safe = torch.where(small, torch.ones_like(x), x)
-    return torch.where(
-        small, 1 / 12 - x**2 / 240 + x**4 / 6048, 1 / safe**2 - 0.25 / torch.sinh(safe / 2) ** 2
-    )
+    thin = torch.abs(x) < _THIN
+    safe, small = torch.where(thin, torch.ones_like(x), x), torch.where(thin, x, torch.zeros_like(x))
+    series = sum((2 * n + 1) * c * small ** (2 * n) for n, c in enumerate(_BERNOULLI))
+    return torch.where(thin, series, 1 / safe**2 - 0.25 / torch.sinh(safe / 2) ** 2)
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,10 @@ def layer_depth(panels: Panels, layer: Layer, panel: Tensor, cosine: Tensor) -> 
     mu = panels.mu[panel]
     absorbing = (panels.thickness[panel] > 0) & (mu > 0)
     x = torch.where(absorbing, mu * thickness / cosine, torch.ones_like(mu))
-    mean = torch.where(absorbing, near + thickness * mean_depth_ratio(x), torch.zeros_like(x))
-    variance = torch.where(absorbing, thickness**2 * depth_variance_ratio(x), torch.zeros_like(x))
+    # without parallax every depth is recorded as if it were the surface
+    deep = absorbing & panels.parallax[panel]
+    mean = torch.where(deep, near + thickness * mean_depth_ratio(x), torch.zeros_like(x))
+    variance = torch.where(deep, thickness**2 * depth_variance_ratio(x), torch.zeros_like(x))
     return mean, variance, captured(mu, near, near + thickness, cosine)
 
 
@@ -145,20 +157,24 @@ def ln_absolute_scale(crystal: CrystalConfig, beam: BeamConfig, like: Tensor) ->
     return ln_integral(crystal, like) + torch.log(R_E_SQUARED_M2 * as_tensor(beam.fluence, like))
 
 
+def scan_path(scan: ScanConfig, q: Tensor) -> Tensor:
+    """How far (n, 3), 1/Å, nodes q (n, 3) move during a rotation about the middle of its range, to first order."""
+    velocity = torch.linalg.cross(unit(as_tensor(scan.axis, q)).expand_as(q), q)
+    return as_tensor(scan.width_deg, q) * RADIANS_PER_DEGREE * velocity
+
+
 def scan_covariance(scan: ScanConfig, q: Tensor) -> Tensor:
-    """Second moment (n, 3, 3) of the path of nodes q (n, 3) during a rotation about the middle of its range."""
-    path = torch.linalg.cross(unit(as_tensor(scan.axis, q)).expand_as(q), q)
-    width = as_tensor(scan.width_deg, q) * RADIANS_PER_DEGREE
-    return (width**2 / 12) * (path[..., :, None] * path[..., None, :])
+    """Second moment (n, 3, 3) of that path: the size of a spot wants no more."""
+    return outer(scan_path(scan, q)) / 12
 
 
-def mid_scan(crystal: CrystalConfig, scan: ScanConfig | None, like: Tensor) -> Tensor:
-    """The reciprocal basis (3, 3) in the middle of the rotation."""
-    A = reciprocal_basis(crystal, like)
+def mid_scan(crystal: CrystalConfig, scan: ScanConfig | None, like: Tensor) -> CrystalConfig:
+    """The crystal as it stands in the middle of the rotation."""
     if scan is None:
-        return A
+        return crystal
     middle = (as_tensor(scan.start_deg, like) + 0.5 * as_tensor(scan.width_deg, like)) * RADIANS_PER_DEGREE
-    return rotation_from_vector(middle * unit(as_tensor(scan.axis, like))) @ A
+    turn = rotation_from_vector(middle * unit(as_tensor(scan.axis, like)))
+    return override(crystal, {"U": turn @ orientation(crystal, like), "misset_deg": (0.0, 0.0, 0.0)})
 
 
 def nodes(
@@ -176,14 +192,13 @@ def nodes(
     `ln_scale` (n,) or () is added to the isotropic displacement's -B|q|²/2 to give the amplitude.
     """
     like = panels.origin
-    q = hkl.to(like.dtype) @ mid_scan(crystal, scan, like).T
+    crystal = mid_scan(crystal, scan, like)
+    q = hkl.to(like.dtype) @ reciprocal_basis(crystal, like).T
     wavelength = as_tensor(beam.wavelength_A, like)
     s1 = unit(q + unit(as_tensor(beam.direction, like)) / wavelength)
     normal = panels.normal[panel]
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
     spread = node_covariance(crystal, beam, q)
-    if scan is not None:
-        spread = spread + scan_covariance(scan, q)
     edge = panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
     cosine = torch.abs(dot(s1, normal))
     covariance = torch.stack(
@@ -202,7 +217,8 @@ def nodes(
         ]
     )
     b_factor = as_tensor(crystal.b_factor_A2, like)
-    return Nodes(q, covariance, ln_scale - b_factor * (q**2).sum(-1) / 2)
+    path = None if scan is None else scan_path(scan, q)
+    return Nodes(q, covariance, ln_scale - b_factor * (q**2).sum(-1) / 2, path)
 
 
 @dataclass(frozen=True)
@@ -295,9 +311,18 @@ def pair_intensities(
             for along in offsets:
                 ray = rays(panels, beam, panel, slow + up, fast + along, layer, rule.layers)
                 white = (W[pairs.node] @ (ray.q - at.q[pairs.node])[..., None]).squeeze(-1)
-                exponent = (at.ln_amplitude + ln_norm)[pairs.node] - 0.5 * (white**2).sum(-1)
-                total = total + ray.factor * torch.exp(exponent)
+                height = torch.exp((at.ln_amplitude + ln_norm)[pairs.node])
+                path = None if at.path is None else (W @ at.path[..., None]).squeeze(-1)[pairs.node]
+                total = total + ray.factor * height * exposure(white, path)
     return total / rule.oversample**2
+
+
+def exposure(white: Tensor, path: Tensor | None) -> Tensor:
+    """exp(-½ |Δ|²) (m,) for whitened offsets (m, 3), averaged along the whitened path (m, 3) that a node draws."""
+    squared = (white**2).sum(-1)
+    if path is None:
+        return torch.exp(-0.5 * squared)
+    return line_integral((path**2).sum(-1), dot(path, white), squared, torch.ones_like(squared))
 
 
 def profile(
@@ -316,7 +341,8 @@ def profile(
     """Bragg intensities (n pixels,), photons, of the nodes hkl (m, 3) with amplitudes F (m,), in closed form.
 
     `pixels` are panel, slow and fast (n,); `pairs` says which node reaches which pixel, `node_panel` (m,) which panel
-    records it. The result has F's dtype and device; at most `max_pairs` pairs are in memory at once.
+    records it. A rotation is integrated exactly along the line that each node draws (docs/physics.md, section 3). The
+    result has F's dtype and device; at most `max_pairs` pairs are in memory at once.
     """
     panels = stack_panels(detector, F)
     scale = ln_absolute_scale(crystal, beam, F)
