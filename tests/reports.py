@@ -18,12 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def acceptance_report(
-    test: str, parameter: str, *, tolerances: dict[str, Any], inputs: Sequence[Path] = (), dtype: str = "float64"
+    test: str,
+    parameter: str,
+    *,
+    tolerances: dict[str, Any],
+    inputs: Sequence[Path] = (),
+    dtype: str = "float64",
+    file: str | None = None,
+    top_level: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Collects the figures of one acceptance test ("DB-AT-020") and writes `<parameter>.json` when it ends.
+    """Collects the figures of one acceptance test ("DB-AT-020") and writes `<file>.json` when it ends.
 
-    The folder is plans/active/DB-AT-NNN/reports/default, or what DBATNNN_ARTIFACT_DIR says. The verdict is "passed"
-    where the body ends, else "failed" with the reason.
+    The folder is plans/active/DB-AT-NNN/reports/default, or what DBATNNN_ARTIFACT_DIR says; the file's name is
+    `parameter` unless another is given. The verdict is "passed" where the body ends, else "failed" with the reason.
+    Values named in `top_level` stand beside it, where scripts look for them; null if the body never got so far.
     """
     values: dict[str, Any] = {}
     record = {
@@ -44,9 +52,10 @@ def acceptance_report(
         record["reason"] = f"{type(error).__name__}: {error}"
         raise
     finally:
+        record |= {name: values.pop(name, None) for name in top_level}
         folder = artifact_folder(test)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{parameter}.json").write_text(json.dumps(record, indent=1, default=_plain) + "\n")
+        (folder / f"{file or parameter}.json").write_text(json.dumps(record, indent=1, default=_plain) + "\n")
 
 
 def artifact_folder(test: str) -> Path:
