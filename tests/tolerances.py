@@ -77,3 +77,9 @@ DERIVATIVE_RELATIVE = 1e-6
 #: A derivative against Richardson-extrapolated differences of float64: issue 3's bound. What is left of their own error
 #: is of fourth order in a step of a fiftieth of a spot's width, about 1e-9, and rounding over the step, about 1e-10.
 EXTRAPOLATED_DIFFERENCE_RELATIVE = 1e-6
+#: Photons that eight layers of a 0.45 mm sensor put beside those of 64, in part of all: half a layer of parallax.
+EIGHT_LAYERS = 0.05
+#: A spot in float32 against float64, relative to its peak: q is a difference of numbers near 1/λ, rounded to 6e-8/λ,
+#: a few 1e-4 of a spot's width.
+FLOAT32_PROFILE_RELATIVE = 1e-3
+FLOAT32_GRADIENT_RELATIVE = 1e-2

@@ -40,7 +40,7 @@ def beam(**fields) -> BeamConfig:
     return BeamConfig(**({"wavelength_A": 1.1, "polarization_fraction": 0.9} | fields))
 
 
-def hkl_box(reach=9):
+def hkl_box(reach=14):
     steps = torch.arange(-reach, reach + 1)
     return torch.cartesian_prod(steps, steps, steps)
 
@@ -48,7 +48,7 @@ def hkl_box(reach=9):
 def factors(friedel_symmetric=True, default_F=3.0) -> StructureFactors:
     """|F| between 20 and 120, smooth enough to be interpolated; without Friedel's law if asked."""
     hkl = hkl_box()
-    phase = hkl @ vector(0.7, -1.1, 0.4)
+    phase = hkl.double() @ vector(0.7, -1.1, 0.4)
     F = 60 + 35 * torch.cos(phase) + (0.0 if friedel_symmetric else 1.0) * 20 * torch.sin(phase)
     return from_list(hkl, F, default_F=default_F)
 
