@@ -138,7 +138,7 @@ def rays(
     if beam.polarization_fraction is not None:
         normal = as_tensor(beam.polarization_normal, like)
         factor = factor * polarization_factor(s1, s0, normal, as_tensor(beam.polarization_fraction, like))
-    return Rays((s1 - s0) / as_tensor(beam.wavelength_A, like), factor)
+    return Rays((s1 - s0) / as_tensor(beam.wavelength_A, like)[..., None], factor)
 
 
 def ln_integral(crystal: CrystalConfig, like: Tensor) -> Tensor:

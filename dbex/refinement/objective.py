@@ -6,7 +6,9 @@ couples only reflections that share pixels, each with its prior. What is left is
 Gauss-Newton matrix is the Schur complement (docs/physics.md, sections 5 and 6).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sparse
@@ -19,13 +21,15 @@ from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
-from nanobrag_torch.fused import Columns, box_derivatives, box_profiles, ray_columns
-from nanobrag_torch.profile import Nodes, Quadrature, nodes
+from nanobrag_torch.config import BeamConfig
+from nanobrag_torch.fused import NodeColumns, box_derivatives, box_profiles, box_rays, ray_derivatives, ray_map
+from nanobrag_torch.panel import Panels
+from nanobrag_torch.profile import Nodes, Quadrature, Rays, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
 #: Boxes that are worked on at once: the pixels' samples of that many stay in the processor's cache.
-BOXES_AT_ONCE = 16
+BOXES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -67,28 +71,32 @@ class Objective:
     prior: IntensityPrior
     rule: Quadrature
     weight: Tensor
+    fixed_rays: list[Rays] | None = None
 
-    def nodes_at(self, x: Tensor, part: slice) -> Nodes:
-        """The nodes (boxes * k) of some boxes; places without a node repeat the box's own."""
+    def nodes_at(self, x: Tensor) -> Nodes:
+        """The nodes (boxes * k); places without a node repeat the box's own."""
         models = self.map.models(x)
-        node = self.boxes.node[part]
+        node = self.boxes.node
         hkl = self.hkl[torch.where(node < 0, node[:, :1], node).flatten()]
-        panel = self.boxes.pixels.panel[part].repeat_interleave(node.shape[1])
+        panel = self.boxes.pixels.panel.repeat_interleave(node.shape[1])
         return nodes(models.crystal, models.panels, models.beam, hkl, panel, models.ln_scale, self.rule)
 
     def parts(self) -> list[slice]:
         """Groups of boxes that are worked on together."""
-        return [slice(i, i + BOXES_AT_ONCE) for i in range(0, len(self.boxes), BOXES_AT_ONCE)]
+        count = len(self.boxes)
+        return [slice(i, min(i + BOXES_AT_ONCE, count)) for i in range(0, count, BOXES_AT_ONCE)]
+
+    def rays_of(self, x: Tensor, part: slice) -> list[Rays]:
+        """The rays of some boxes; those of a detector and a beam that stay are kept."""
+        if self.fixed_rays is not None:
+            return [Rays(ray.q[part], ray.factor[part]) for ray in self.fixed_rays]
+        models = self.map.models(x)
+        return box_rays(models.panels, models.beam, self.boxes.pixels[part], self.rule)
 
     def profiles(self, x: Tensor) -> Tensor:
         """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
-        models = self.map.models(x)
-        at = self.nodes_at(x, slice(None))
-        k = self.boxes.node.shape[1]
-        found = [
-            box_profiles(_rows(at, part, k), models.panels, models.beam, self.boxes.pixels[part], self.rule)
-            for part in self.parts()
-        ]
+        at, k = self.nodes_at(x), self.boxes.node.shape[1]
+        found = [box_profiles(_rows(at, part, k), self.rays_of(x, part), k) for part in self.parts()]
         return torch.cat(found) * (self.boxes.node >= 0)[:, None, :]
 
     def solve_linear(self, x: Tensor, variance: Tensor) -> Local:
@@ -167,30 +175,49 @@ class Objective:
         gradient -= x.numpy() / widths**2
         return NormalEquations(matrix, gradient, -self.prior.sd.numpy()[:, None] * eliminated)
 
-    def _jacobian(self, x: Tensor, at_nodes: Tensor):  # type: ignore[no-untyped-def]
+    def _jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, p, n) of the Bragg part, group by group of boxes."""
-        models = self.map.models(x)
-        geometric = self.map.geometric()
-        places = torch.as_tensor(geometric, dtype=torch.long)
+        at, k = self.nodes_at(x), self.boxes.node.shape[1]
+        columns = NodeColumns(*jacfwd(self._node_numbers)(x))
+        follow = self._ray_follower(x)
+        for part in self.parts():
+            ours = None if follow is None else partial(follow, part)
+            rows = slice(part.start * k, part.stop * k)
+            yield part, box_derivatives(
+                _rows(at, part, k), at_nodes[part], columns.rows(rows), self.rays_of(x, part), ours
+            )
 
-        def of_geometry(part_x: Tensor):  # type: ignore[no-untyped-def]
-            found = self.map.models(x.index_copy(0, places, part_x))
+    def _node_numbers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        at = self.nodes_at(x)
+        return at.q, at.covariance, at.ln_amplitude
+
+    def _ray_follower(self, x: Tensor) -> Callable[[slice, int, Tensor, Tensor], Tensor] | None:
+        """Turns slopes along the samples' rays into columns of the parameters that move rays."""
+        if not self.map.geometric():
+            return None
+        models = self.map.models(x)
+
+        def geometry(x: Tensor) -> tuple[Panels, BeamConfig]:
+            found = self.map.models(x)
             return found.panels, found.beam
 
-        def of_nodes(at_x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-            at = self.nodes_at(at_x, part)
-            return at.q, at.covariance, at.ln_amplitude
+        map = ray_map(geometry, x)
 
-        for part in self.parts():
+        def follow(part: slice, layer: int, along_q: Tensor, along_ln: Tensor) -> Tensor:
             pixels = self.boxes.pixels[part]
-            columns = Columns(*jacfwd(of_nodes)(x, part))
-            geometry = ray_columns(of_geometry, x[places], pixels, self.rule) if geometric else None
-            at = self.nodes_at(x, part)
-            yield part, box_derivatives(at, at_nodes[part], columns, geometry, places, models.panels, models.beam, pixels, self.rule)
+            of_panel, of_beam = ray_derivatives(
+                models.panels, models.beam, pixels, self.rule, layer, along_q, along_ln
+            )
+            return of_panel @ map.panel[pixels.panel] + of_beam @ map.beam
 
-    def with_prior(self, prior: IntensityPrior) -> "Objective":
-        """The same with another prior of the intensities."""
-        return replace(self, prior=prior)
+        return follow
+
+    def prepared(self) -> "Objective":
+        """The same, its rays computed once where neither detector nor beam moves."""
+        if self.map.geometric():
+            return replace(self, fixed_rays=None)
+        models = self.map.models(torch.zeros(len(self.map), dtype=self.boxes.data.dtype))
+        return replace(self, fixed_rays=box_rays(models.panels, models.beam, self.boxes.pixels, self.rule))
 
 
 def _rows(at: Nodes, part: slice, k: int) -> Nodes:

@@ -30,12 +30,14 @@ class StillProblem:
         return np.array([p.max_step for p in self.objective.map.parameters])
 
     def start(self, x: Floats) -> State:
-        """Variances from the data: a first guess only, since they follow the noise."""
-        return self._solved(x, self.objective.first_variance())
+        """Variances from a model that was fitted with variances from the data, which follow the noise."""
+        first = self._solved(x, self.objective.first_variance())
+        return self._solved(x, self.objective.variance(first.local))
 
     def renewed(self, x: Floats, state: State) -> State:
-        """Variances from the model of `state`."""
-        return self._solved(x, self.objective.variance(state.local))
+        """Variances half-way, in the logarithm, to those of the model of `state`: whole ways can swing for ever."""
+        renewed = self.objective.variance(state.local)
+        return self._solved(x, torch.sqrt(state.variance * renewed))
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""
@@ -56,6 +58,7 @@ class StillProblem:
         """χ² and priors."""
         return state.local.merit
 
-    def pixels(self, state: State) -> float:
-        """Number of used pixels."""
-        return float(self.objective.boxes.used.sum())
+    def noise(self, state: State) -> float:
+        """√χ² a pixel where it exceeds 1: how much larger than formal the real errors are."""
+        pixels = float(self.objective.boxes.used.sum())
+        return max(1.0, state.local.chi2 / pixels) ** 0.5

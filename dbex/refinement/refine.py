@@ -129,7 +129,7 @@ def objective_for(
     hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
     prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
     ones = torch.ones_like(boxes.data) if weight is None else weight
-    return Objective(boxes, hkl, map, prior, Quadrature(), ones)
+    return Objective(boxes, hkl, map, prior, Quadrature(), ones).prepared()
 
 
 def strong_stage(
@@ -353,7 +353,7 @@ def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[
     )
     both = replace(map, parameters=map.parameters + wider.parameters)
     x = torch.cat([solved.x, torch.zeros(len(wider), dtype=solved.x.dtype)])
-    asked = replace(solved.objective, map=both)
+    asked = replace(solved.objective, map=both).prepared()
     normal = asked.normal_equations(x, solved.variance, solved.local)
     return demands(normal.matrix, normal.gradient, len(map), both, inflation)
 

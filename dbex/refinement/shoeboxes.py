@@ -51,8 +51,7 @@ class Shoeboxes:
     """The pixels of n boxes of equal array size, and which reflections reach them.
 
     `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
-    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (the box and the panel) and `used`
-    are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
+    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (not padding) and `used` are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
     """
 
     pixels: BoxPixels
@@ -165,20 +164,31 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: 
     left_out["boxes with an unusable pixel at the centre"] = int((mostly & ~central).sum())
     bbox = np.stack([centre[:, 0] - half[:, 0], centre[:, 0] + half[:, 0] + 1, centre[:, 1] - half[:, 1], centre[:, 1] + half[:, 1] + 1], -1)
     reflections, node = _contributions(chosen.select(keep), everything)
-    t = torch.as_tensor
-    x, y = (fast - centre[:, :1]) / size, (slow - centre[:, 1:]) / size
+    x, y = (fast - centre[:, :1]) / half[:, :1], (slow - centre[:, 1:]) / half[:, 1:]
+    order, count = _packed((own & on_panel)[keep])
+
+    def packed(array: Floats | Ints | Bools) -> Tensor:
+        return torch.as_tensor(np.take_along_axis(array[keep], order, 1))
+
+    basis = torch.stack([packed(np.ones_like(x)), packed(x), packed(y)], -1)
     return Shoeboxes(
-        BoxPixels(t(chosen.panel[keep]), t(slow[keep]), t(fast[keep])),
-        t((within & on_panel)[keep]),
-        t(used[keep]),
-        t(data[keep]),
-        t(sigma_squared[keep]),
-        t(np.stack([np.ones_like(x), x, y], -1)[keep]),
+        BoxPixels(torch.as_tensor(chosen.panel[keep]), packed(slow), packed(fast)),
+        torch.as_tensor(np.arange(order.shape[1]) < count[:, None]),
+        packed(used),
+        packed(data),
+        packed(sigma_squared),
+        basis,
         bbox[keep],
         reflections,
-        t(node),
+        torch.as_tensor(node),
         left_out,
     )
+
+
+def _packed(mine: Bools) -> tuple[Ints, Ints]:
+    """For each row, the places of its true entries first (n, most), and how many there are (n,)."""
+    count = mine.sum(1)
+    return np.argsort(~mine, axis=1, kind="stable")[:, : max(int(count.max(initial=0)), 1)], count
 
 
 def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Bools, Bools]:

@@ -35,8 +35,8 @@ class Problem(Protocol):
     def merit(self, state: Any) -> float:
         """χ² and priors of a state."""
 
-    def pixels(self, state: Any) -> float:
-        """How many observations a merit is made of, to print it per pixel."""
+    def noise(self, state: Any) -> float:
+        """The factor, 1 or more, by which real errors exceed formal ones: steps are judged by real ones."""
 
 
 def minimise(
@@ -54,7 +54,7 @@ def minimise(
     matrix, gradient = problem.normal(x, state)
     message, converged = f"no convergence in {max_iterations} iterations", False
     for number in range(1, max_iterations + 1):
-        size = _whole_step_in_esds(matrix, gradient)
+        size = _whole_step_in_esds(matrix, gradient) / problem.noise(state)
         if size < tolerance_esds:
             message, converged = f"the next step is {size:.2g} esds", True
             break
