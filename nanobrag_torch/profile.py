@@ -342,8 +342,10 @@ def profile(
 
     `pixels` are panel, slow and fast (n,); `pairs` says which node reaches which pixel, `node_panel` (m,) which panel
     records it. A rotation is integrated exactly along the line that each node draws (docs/physics.md, section 3). The
-    result has F's dtype and device; at most `max_pairs` pairs are in memory at once.
+    result has F's dtype and device; at most `max_pairs` pairs are in memory at once. Raises ValueError for samples of
+    domains or rays, which only `simulate` sums.
     """
+    _refuse_samples(crystal, beam)
     panels = stack_panels(detector, F)
     scale = ln_absolute_scale(crystal, beam, F)
     at = nodes(crystal, panels, beam, hkl, node_panel, scale, rule, scan)
@@ -353,3 +355,11 @@ def profile(
         intensity = pair_intensities(at, panels, beam, pixels, part, rule) * F[part.node] ** 2
         image = image.index_add(0, part.pixel, intensity)
     return image
+
+
+def _refuse_samples(crystal: CrystalConfig, beam: BeamConfig) -> None:
+    names = ("source_directions", "source_wavelengths_A", "source_weights")
+    given = [name for name in names if getattr(beam, name) is not None]
+    given += ["mosaic_rotations"] if crystal.mosaic_rotations is not None else []
+    if given:
+        raise ValueError(f"{given[0]} is set, but the closed form knows widths only: give those, or use simulate()")

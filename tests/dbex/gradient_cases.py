@@ -148,8 +148,10 @@ PIXELS = box_pixels(small_still(0).inputs, torch.device("cpu")).pixels
 #: Each panel's pixels with that panel's reflection.
 PAIRS = Pairs(torch.arange(len(PIXELS[0])), PIXELS[0])
 
+RULE = Quadrature()
 
-def intensities(values, hkl, F, kind, rule=Quadrature()):
+
+def intensities(values, hkl, F, kind, rule=RULE):
     """The closed form (n,) of a small still from its numbers; turning where `values` have a scan."""
     crystal = CrystalConfig(**{**values["crystal"], **KINDS[kind]})
     detector = [
