@@ -9,6 +9,8 @@ from dbex.still import ParameterEstimate, Refined
 
 #: How a person writes the units of the estimates.
 SIGNS = {"A": "Å", "A^2": "Å²", "deg": "°", "1": ""}
+#: Numbers that would need more decimals are written with an exponent.
+MOST_DECIMALS = 6
 HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
 
 
@@ -30,9 +32,9 @@ def summary(refined: Refined, folder: Path | str) -> tuple[str, ...]:
 
 def verdict_line(refined: Refined) -> str:
     """The verdict with the figures that it rests on."""
-    figures = refined.figures
+    figures, state = refined.figures, refined.verdict.state
     fit = (
-        f"{refined.verdict.state} fit: χ²/pixel {figure(figures, 'chi2_per_pixel')} "
+        f"{state if ' ' in state else f'{state} fit'}: χ²/pixel {figure(figures, 'chi2_per_pixel')} "
         f"over {count(figures, 'pixels')} pixels, {figure(figures, 'chi2_core')} over {count(figures, 'core_pixels')} "
         f"core pixels; median CC {figure(figures, 'median_cc')} of {count(figures, 'boxes_cc')} bright spots"
     )
@@ -97,7 +99,7 @@ def rounded(value: float, esd: float) -> str:
     if not (math.isfinite(value) and known(esd)):
         return f"{value:.6g}"
     decimals = 1 - math.floor(math.log10(esd))
-    return f"{value:.{decimals}f}" if 0 <= decimals <= 9 else f"{value:.4g}"
+    return f"{value:.{decimals}f}" if 0 <= decimals <= MOST_DECIMALS else f"{value:.4g}"
 
 
 def table(refined: Refined) -> str:

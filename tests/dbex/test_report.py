@@ -49,7 +49,13 @@ def test_a_number_shows_the_second_digit_of_its_esd():
     assert rounded(231.27645, 0.0123) == "231.276"
     assert rounded(231.27645, 12.3) == "231"
     assert rounded(1234567.0, 123.0) == "1.235e+06"
+    assert rounded(0.00000142, 0.00000039) == "1.42e-06"
     assert rounded(0.5, float("nan")) == "0.5"
+
+
+def test_a_fit_that_has_not_converged_is_not_called_a_kind_of_fit(refined):
+    stopped = replace(refined, verdict=Verdict("not converged", ("the last steps were large",), ()))
+    assert summary(stopped, "out")[0].startswith("not converged: χ²/pixel")
 
 
 def test_only_what_was_left_out_is_counted(refined):
