@@ -84,5 +84,3 @@ EIGHT_LAYERS = 0.05
 FLOAT32_PROFILE_RELATIVE = 1e-4
 #: Its derivatives, over a width of the spot, relative to the spot's sum: the same; measured 3.0e-5.
 FLOAT32_DERIVATIVE_RELATIVE = 1e-4
-#: Slope of a peak per degree where q - A h vanishes, relative to the peak: rounding of q (1e-16) over a width (1e-3).
-ON_THE_NODE = 1e-9

@@ -147,7 +147,7 @@ def problem(seed):
 PIXELS = box_pixels(small_still(0).inputs, torch.device("cpu")).pixels
 #: Each panel's pixels with that panel's reflection.
 PAIRS = Pairs(torch.arange(len(PIXELS[0])), PIXELS[0])
-
+#: As the refinement samples a pixel.
 RULE = Quadrature()
 
 
