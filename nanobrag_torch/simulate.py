@@ -38,7 +38,7 @@ from nanobrag_torch.units import R_E_SQUARED_M2
 
 #: Memory, bytes, that one term of the sum takes at its peak with float64 results, by (interpolating, differentiated):
 #: measured on the golden cases realistic_b, oversample_3 and kitchen_3, rounded up.
-BYTES_PER_TERM = {(False, False): 300, (True, False): 400, (False, True): 700, (True, True): 2500}
+BYTES_PER_TERM = {(False, False): 300, (True, False): 450, (False, True): 700, (True, True): 2500}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ LINE_INTEGRAL = 1e-9
 ROTATED_LABORATORY = 1e-10
 #: The same terms added in another order.
 REORDERED_SUM = 1e-12
-#: float32 results, geometry in double: phases πNh of up to 60 lose ten units of 6e-8, squares and sums the rest.
+#: float32 results, geometry in double, where they exceed a thousandth of the image's maximum: beside a maximum of the
+#: lattice factor the phase πNh, up to 60, has few digits of its small sine. 1.3e-5 is the worst of the golden images.
 FLOAT32_IMAGE = 2e-5
 #: A beam of relative width 1e-9 and 1e-9 rad: the change of the image is of second order or below its curvature.
 NARROW_BEAM = 1e-8
@@ -84,3 +85,8 @@ EIGHT_LAYERS = 0.05
 FLOAT32_PROFILE_RELATIVE = 1e-4
 #: Its derivatives, over a width of the spot, relative to the spot's sum: the same; measured 3.0e-5.
 FLOAT32_DERIVATIVE_RELATIVE = 1e-4
+#: The closed-form Jacobian against autograd through the same functions: two orders of the same sums of some 5,000
+#: pixels in double precision.
+CLOSED_FORM_JACOBIAN_RELATIVE = 1e-9
+#: The refinement's model at zero step against the forward model: DB-AT-027's bound.
+ZERO_STEP_RELATIVE = 1e-10

@@ -11,12 +11,12 @@ from tests.golden.cases import ALL, JUDGED, LATER, QUIRKS, named
 from tests.golden.command import parse
 
 
-def computed(name, folder):
+def computed(name, folder, dtype=torch.float64):
     case = ALL[name]
     path = case.get("mosaic_rotations")
     command = parse(case["argv"], folder, torch.as_tensor(np.load(folder / path)) if path else None)
     arguments, options = command.arguments()
-    image = simulate(*arguments, **options).reshape(command.detector.shape)
+    image = simulate(*arguments, **options, dtype=dtype).reshape(command.detector.shape)
     return torch.where(command.used, image, torch.zeros_like(image)).numpy()
 
 
@@ -35,6 +35,13 @@ def test_the_sampled_sum_is_the_golden_image(name, golden_folder, golden_images)
     reference = golden_images[name]
     faint = reference <= ALL[name]["tolerance"]["above"] * reference.max()
     assert np.abs(image - reference)[faint].max(initial=0) <= tolerances.GOLDEN_FAINT * reference.max()
+
+
+@pytest.mark.parametrize("name", named(["tricubic_auto", "samplesize", "realistic_a"]))
+def test_float32_keeps_to_its_band_where_it_was_worst(name, golden_folder):
+    double, single = computed(name, golden_folder), computed(name, golden_folder, torch.float32)
+    bright = double > 1e-3 * double.max()
+    assert np.abs(single[bright] / double[bright] - 1).max() <= tolerances.FLOAT32_IMAGE
 
 
 @pytest.mark.parametrize(("name", "right"), list(QUIRKS.items()) if ALL else named([]))
