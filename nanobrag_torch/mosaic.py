@@ -66,12 +66,18 @@ def domain_rotations(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """The rotations (n, 3, 3) of a crystal's domains, in the laboratory frame.
 
     Given matrices are used as they are. Otherwise they are drawn from the seed and scaled, so that the distribution
-    from which they come has an rms of `mosaicity_deg` about each axis; they stay differentiable in it.
+    from which they come has an rms of `mosaicity_deg` about each axis; they stay differentiable in it. Raises
+    ValueError for a mosaicity with a single domain, which is never turned.
     """
     if crystal.mosaic_rotations is not None:
         return as_tensor(crystal.mosaic_rotations, like)
     if not isinstance(crystal.mosaicity_deg, Tensor) and crystal.mosaicity_deg == 0:
         return torch.eye(3, dtype=like.dtype, device=like.device)[None]
+    if crystal.mosaic_domains < 2 and bool(torch.as_tensor(crystal.mosaicity_deg) != 0):
+        raise ValueError(
+            f"mosaicity_deg is {float(torch.as_tensor(crystal.mosaicity_deg).detach()):g} but mosaic_domains is "
+            f"{crystal.mosaic_domains}, and the first domain is never turned: give more domains, or mosaic_rotations"
+        )
     axes, angles = drawn_axes(crystal.mosaic_domains, crystal.mosaic_seed)
     spread = as_tensor(crystal.mosaicity_deg, like) * (RADIANS_PER_DEGREE / MOSAIC_RMS_PER_SPREAD)
     return rotation_from_vector(as_tensor(axes * angles[:, None], like) * spread)

@@ -52,6 +52,12 @@ def test_no_mosaicity_is_one_domain():
     assert len(domain_rotations(crystal(mosaicity_deg=0.0, mosaic_domains=50), LIKE)) == 1
 
 
+@pytest.mark.parametrize("mosaicity", [0.2, vector(0.2)[0]])
+def test_a_mosaicity_needs_domains(mosaicity):
+    with pytest.raises(ValueError, match=r"mosaicity_deg is 0.2 but mosaic_domains is 1, and .* give more domains"):
+        domain_rotations(crystal(mosaicity_deg=mosaicity, mosaic_domains=1), LIKE)
+
+
 @pytest.mark.parametrize("mosaicity", [0.0, 0.7])
 def test_rotations_are_differentiable_in_the_mosaicity_through_zero(mosaicity):
     def f(value):
