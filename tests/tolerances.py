@@ -90,3 +90,6 @@ FLOAT32_DERIVATIVE_RELATIVE = 1e-4
 CLOSED_FORM_JACOBIAN_RELATIVE = 1e-9
 #: The refinement's model at zero step against the forward model: DB-AT-027's bound.
 ZERO_STEP_RELATIVE = 1e-10
+#: Nodes that are farther than eight widths from the Ewald sphere, or nearest to no pixel in or near a box, left out:
+#: e^-32 of a peak, or the tail of a spot half a node away.
+CANDIDATE_NODES_RELATIVE = 1e-12

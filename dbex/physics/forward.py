@@ -80,6 +80,8 @@ def panel_configs(
 ) -> list[DetectorConfig]:
     """One config a panel, with its overrides; a positive distance takes the sign of the panel's."""
     each = overrides if isinstance(overrides, Sequence) else [overrides or {}] * len(detector)
+    if len(each) != len(detector):
+        raise ValueError(f"detector_overrides gives {len(each)} overrides for {len(detector)} panels: give one a panel")
     result = []
     for panel, values in zip(detector, each, strict=True):
         config = create_detector_config(panel, beam)
