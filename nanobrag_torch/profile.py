@@ -121,11 +121,21 @@ def layer_depth(panels: Panels, layer: Layer, panel: Tensor, cosine: Tensor) -> 
 
 
 def rays(
-    panels: Panels, beam: BeamConfig, panel: Tensor, slow_px: Tensor, fast_px: Tensor, layer: Layer, layers: int
+    panels: Panels,
+    beam: BeamConfig,
+    panel: Tensor,
+    slow_px: Tensor,
+    fast_px: Tensor,
+    layer: Layer,
+    layers: int,
+    centre_px: tuple[Tensor, Tensor] | None = None,
 ) -> Rays:
-    """Rays to points (n,) of panels, given in pixels from the outer corner, absorbed in one layer of the sensor."""
+    """Rays to points (n,) of panels, given in pixels from the outer corner, absorbed in one layer of the sensor.
+
+    What the sensor absorbs hardly changes within a pixel: it is that of `centre_px`, slow and fast (n,), where given.
+    """
     like = panels.origin
-    surface = pixel_positions(panels, panel, slow_px, fast_px)
+    surface = pixel_positions(panels, panel, *(centre_px or (slow_px, fast_px)))
     cosine = obliquity(panels, panel, unit(surface))
     depth, _, fraction = layer_depth(panels, layer, panel, cosine)
     absorbing = (panels.thickness[panel] > 0) & (panels.mu[panel] > 0)
@@ -303,13 +313,14 @@ def pair_intensities(
     """Intensity (m,) of each pair: `pixels` are panel, slow and fast (n,)."""
     panel, slow, fast = (column[pairs.pixel] for column in pixels)
     like = panels.origin
+    centre = (slow + 0.5, fast + 0.5)
     offsets = sub_pixel_offsets(rule.oversample, like)
     total = torch.zeros(len(pairs), dtype=like.dtype, device=like.device)
     for number, layer in enumerate(sensor_layers(panels, rule.layers)):
         W, ln_norm = whitening(at.covariance[number])
         for up in offsets:
             for along in offsets:
-                ray = rays(panels, beam, panel, slow + up, fast + along, layer, rule.layers)
+                ray = rays(panels, beam, panel, slow + up, fast + along, layer, rule.layers, centre)
                 white = (W[pairs.node] @ (ray.q - at.q[pairs.node])[..., None]).squeeze(-1)
                 height = torch.exp((at.ln_amplitude + ln_norm)[pairs.node])
                 path = None if at.path is None else (W @ at.path[..., None]).squeeze(-1)[pairs.node]

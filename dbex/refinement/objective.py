@@ -6,9 +6,8 @@ couples only reflections that share pixels, each with its prior. What is left is
 Gauss-Newton matrix is the Schur complement (docs/physics.md, sections 5 and 6).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import scipy.sparse as sparse
@@ -22,9 +21,9 @@ from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig
-from nanobrag_torch.fused import NodeColumns, box_derivatives, box_profiles, box_rays, ray_derivatives, ray_map
+from nanobrag_torch.fused import NodeColumns, Sample, box_derivatives, box_profiles, ray_columns, samples
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Nodes, Quadrature, Rays, nodes
+from nanobrag_torch.profile import Nodes, Quadrature, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
@@ -71,7 +70,7 @@ class Objective:
     prior: IntensityPrior
     rule: Quadrature
     weight: Tensor
-    fixed_rays: list[Rays] | None = None
+    fixed: list[list[Sample]] | None = None
 
     def nodes_at(self, x: Tensor) -> Nodes:
         """The nodes (boxes * k); places without a node repeat the box's own."""
@@ -86,22 +85,30 @@ class Objective:
         count = len(self.boxes)
         return [slice(i, min(i + BOXES_AT_ONCE, count)) for i in range(0, count, BOXES_AT_ONCE)]
 
-    def rays_of(self, x: Tensor, part: slice) -> list[Rays]:
-        """The rays of some boxes; those of a detector and a beam that stay are kept."""
-        if self.fixed_rays is not None:
-            return [Rays(ray.q[part], ray.factor[part]) for ray in self.fixed_rays]
+    def samples_of(self, x: Tensor, number: int, part: slice) -> list[Sample]:
+        """The samples of a group of boxes; those of a detector and a beam that stay are kept."""
+        if self.fixed is not None:
+            return self.fixed[number]
         models = self.map.models(x)
-        return box_rays(models.panels, models.beam, self.boxes.pixels[part], self.rule)
+        return samples(models.panels, models.beam, self.boxes.pixels.cut(part, self.boxes.extent(part)[0]), self.rule)
 
     def profiles(self, x: Tensor) -> Tensor:
         """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
         at, k = self.nodes_at(x), self.boxes.node.shape[1]
-        found = [box_profiles(_rows(at, part, k), self.rays_of(x, part), k) for part in self.parts()]
-        return torch.cat(found) * (self.boxes.node >= 0)[:, None, :]
+        total = torch.zeros(*self.boxes.data.shape, k, dtype=x.dtype)
+        for number, part in enumerate(self.parts()):
+            pixels, reach = self.boxes.extent(part)
+            found = self.samples_of(x, number, part)
+            total[part, :pixels, :reach] = box_profiles(_rows(at, part, k, reach), found, reach)
+        return total * (self.boxes.node >= 0)[:, None, :]
 
     def solve_linear(self, x: Tensor, variance: Tensor) -> Local:
         """The optimal planes and intensities at x for fixed variances (n, p)."""
-        boxes, profiles = self.boxes, self.profiles(x)
+        return self.solve_with(self.profiles(x), variance)
+
+    def solve_with(self, profiles: Tensor, variance: Tensor) -> Local:
+        """The same for profiles (n, p, k) that are there already."""
+        boxes = self.boxes
         w = self.weights(variance)
         T = boxes.basis
         wT = w[..., None] * T
@@ -158,13 +165,14 @@ class Objective:
         matrix, gradient = np.zeros((n, n)), np.zeros(n)
         cross = np.zeros((len(self.prior.mean), n))
         for part, J in self._jacobian(x, at_nodes):
-            wJ = w[part, :, None] * J
-            T, P = boxes.basis[part], local.profiles[part]
-            wT = w[part, :, None] * T
+            p = J.shape[1]
+            wJ = w[part, :p, None] * J
+            T, P = boxes.basis[part, :p], local.profiles[part, :p]
+            wT = w[part, :p, None] * T
             inverse = torch.linalg.inv(T.transpose(1, 2) @ wT)
             plane_x, plane_node = wT.transpose(1, 2) @ J, wT.transpose(1, 2) @ P
             matrix += ((J.transpose(1, 2) @ wJ).sum(0) - (plane_x.transpose(1, 2) @ inverse @ plane_x).sum(0)).numpy()
-            gradient += (wJ * residual[part, :, None]).sum((0, 1)).numpy()
+            gradient += (wJ * residual[part, :p, None]).sum((0, 1)).numpy()
             node_x = P.transpose(1, 2) @ wJ - plane_node.transpose(1, 2) @ inverse @ plane_x
             real = boxes.node[part] >= 0
             np.add.at(cross, boxes.node[part][real].numpy(), node_x[real].numpy())
@@ -176,51 +184,48 @@ class Objective:
         return NormalEquations(matrix, gradient, -self.prior.sd.numpy()[:, None] * eliminated)
 
     def _jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Derivatives (boxes, p, n) of the Bragg part, group by group of boxes."""
+        """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
         at, k = self.nodes_at(x), self.boxes.node.shape[1]
         columns = NodeColumns(*jacfwd(self._node_numbers)(x))
-        follow = self._ray_follower(x)
-        for part in self.parts():
-            ours = None if follow is None else partial(follow, part)
-            rows = slice(part.start * k, part.stop * k)
+        models = self.map.models(x)
+        follow = ray_columns(self._geometry, x) if self.map.geometric() else None
+        for number, part in enumerate(self.parts()):
+            pixels, reach = self.boxes.extent(part)
+            rows = _places(part, k, reach)
             yield part, box_derivatives(
-                _rows(at, part, k), at_nodes[part], columns.rows(rows), self.rays_of(x, part), ours
+                _rows(at, part, k, reach),
+                at_nodes[part, :reach],
+                columns.rows(rows),
+                self.samples_of(x, number, part),
+                self.boxes.pixels.cut(part, pixels),
+                models.panels,
+                models.beam,
+                follow,
             )
 
     def _node_numbers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at = self.nodes_at(x)
         return at.q, at.covariance, at.ln_amplitude
 
-    def _ray_follower(self, x: Tensor) -> Callable[[slice, int, Tensor, Tensor], Tensor] | None:
-        """Turns slopes along the samples' rays into columns of the parameters that move rays."""
-        if not self.map.geometric():
-            return None
-        models = self.map.models(x)
-
-        def geometry(x: Tensor) -> tuple[Panels, BeamConfig]:
-            found = self.map.models(x)
-            return found.panels, found.beam
-
-        map = ray_map(geometry, x)
-
-        def follow(part: slice, layer: int, along_q: Tensor, along_ln: Tensor) -> Tensor:
-            pixels = self.boxes.pixels[part]
-            of_panel, of_beam = ray_derivatives(
-                models.panels, models.beam, pixels, self.rule, layer, along_q, along_ln
-            )
-            return of_panel @ map.panel[pixels.panel] + of_beam @ map.beam
-
-        return follow
+    def _geometry(self, x: Tensor) -> tuple[Panels, BeamConfig]:
+        found = self.map.models(x)
+        return found.panels, found.beam
 
     def prepared(self) -> "Objective":
-        """The same, its rays computed once where neither detector nor beam moves."""
+        """The same, its samples computed once where neither detector nor beam moves."""
+        bare = replace(self, fixed=None)
         if self.map.geometric():
-            return replace(self, fixed_rays=None)
-        models = self.map.models(torch.zeros(len(self.map), dtype=self.boxes.data.dtype))
-        return replace(self, fixed_rays=box_rays(models.panels, models.beam, self.boxes.pixels, self.rule))
+            return bare
+        x = torch.zeros(len(self.map), dtype=self.boxes.data.dtype)
+        return replace(bare, fixed=[bare.samples_of(x, number, part) for number, part in enumerate(self.parts())])
 
 
-def _rows(at: Nodes, part: slice, k: int) -> Nodes:
-    """The nodes of some boxes out of those of all."""
-    rows = slice(part.start * k, part.stop * k)
+def _places(part: slice, k: int, reach: int) -> Tensor:
+    """Where the first `reach` of the k nodes of each box of a group stand in the list of all nodes."""
+    return (torch.arange(part.start, part.stop)[:, None] * k + torch.arange(reach)).flatten()
+
+
+def _rows(at: Nodes, part: slice, k: int, reach: int) -> Nodes:
+    """The first `reach` of the k nodes of each box of a group."""
+    rows = _places(part, k, reach)
     return Nodes(at.q[rows], at.covariance[:, rows], at.ln_amplitude[rows])

@@ -10,6 +10,10 @@ from dbex.refinement.objective import Local, Objective
 from dbex.still import Floats
 
 
+#: Variances and linear optimum are brought into agreement this often before anything moves.
+FIRST_RENEWALS = 4
+
+
 @dataclass(frozen=True)
 class State:
     """The linear optimum at one x and the variances that it was found with."""
@@ -31,22 +35,23 @@ class StillProblem:
 
     def start(self, x: Floats) -> State:
         """Variances from a model that was fitted with variances from the data, which follow the noise."""
-        first = self._solved(x, self.objective.first_variance())
-        return self._solved(x, self.objective.variance(first.local))
+        local = self.objective.solve_linear(torch.as_tensor(x), self.objective.first_variance())
+        for _ in range(FIRST_RENEWALS):
+            variance = self.objective.variance(local)
+            local = self.objective.solve_with(local.profiles, variance)
+        return self._state(x, variance, local)
 
     def renewed(self, x: Floats, state: State) -> State:
         """Variances half-way, in the logarithm, to those of the model of `state`: whole ways can swing for ever."""
-        renewed = self.objective.variance(state.local)
-        return self._solved(x, torch.sqrt(state.variance * renewed))
+        variance = torch.sqrt(state.variance * self.objective.variance(state.local))
+        return self._state(x, variance, self.objective.solve_with(state.local.profiles, variance))
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""
-        return self._solved(x, state.variance)
+        return self._state(x, state.variance, self.objective.solve_linear(torch.as_tensor(x), state.variance))
 
-    def _solved(self, x: Floats, variance: Tensor) -> State:
-        at = torch.as_tensor(x)
+    def _state(self, x: Floats, variance: Tensor, local: Local) -> State:
         widths = np.array([p.prior for p in self.objective.map.parameters])
-        local = self.objective.solve_linear(at, variance)
         return State(variance, local.raised(float(np.sum((x / widths) ** 2))))
 
     def normal(self, x: Floats, state: State) -> tuple[Floats, Floats]:

@@ -24,6 +24,8 @@ from nanobrag_torch.fused import BoxPixels
 WIDTHS, MARGIN_PX = 3.0, 3
 #: Half-sizes of boxes in pixels: planes need pixels, neighbours need room.
 HALF_MIN, HALF_MAX = 5, 15
+#: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
+TAIL_WIDTHS = 3.5
 #: A box needs this fraction of its pixels, and all of its centre.
 USABLE_FRACTION = 0.5
 
@@ -67,6 +69,10 @@ class Shoeboxes:
 
     def __len__(self) -> int:
         return len(self.node)
+
+    def extent(self, part: slice) -> tuple[int, int]:
+        """How many pixels and nodes the fullest of some boxes has: the rest is padding."""
+        return max(int(self.inside[part].sum(1).max()), 1), int((self.node[part] >= 0).sum(1).max())
 
 
 def predict(models: Models, amplitudes: Amplitudes, d_min: float, k_max: float, shapes: list[tuple[int, int]]) -> Predictions:
@@ -136,15 +142,29 @@ def observed_predictions(still: Still, models: Models) -> Predictions:
     return Predictions(index, still.observed.panel[rows], still.observed.xy_px[rows], found.k.numpy(), sigma.numpy())
 
 
-def half_sizes(predictions: Predictions) -> Ints:
-    """Half-sizes (n, 2) of boxes in pixels."""
-    return np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + MARGIN_PX, HALF_MIN, HALF_MAX)
+def half_sizes(predictions: Predictions, rivals: Predictions) -> Ints:
+    """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
+    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + MARGIN_PX, HALF_MIN, HALF_MAX)
+    half_way = np.full(len(predictions), HALF_MAX, dtype=np.int64)
+    for i in np.unique(predictions.panel):
+        rows, others = predictions.panel == i, rivals.panel == i
+        if others.sum() > 1:
+            # the nearest prediction is the box's own
+            distance, _ = cKDTree(rivals.xy_px[others]).query(predictions.xy_px[rows], k=2)
+            half_way[rows] = np.clip(np.ceil(distance[:, 1] / 2), HALF_MIN, HALF_MAX)
+    return np.minimum(wanted, half_way[:, None])
+
+
+def by_size(predictions: Predictions, rivals: Predictions) -> Predictions:
+    """Small boxes first, so that boxes which are worked on together are alike."""
+    return predictions.select(np.argsort(half_sizes(predictions, rivals).prod(1), kind="stable"))
 
 
 def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: Bools | None = None) -> Shoeboxes:
     """The boxes of the chosen predictions. `everything` are all predictions that compete for pixels, the chosen ones
     included; it may hold more, which then have no box of their own but whose tails are modelled."""
-    half = half_sizes(chosen)
+    chosen = by_size(chosen, everything)
+    half = half_sizes(chosen, everything)
     size = int(half.max()) if len(half) else HALF_MIN
     span = np.arange(-size, size + 1)
     centre = np.floor(chosen.xy_px).astype(np.int64)
@@ -223,21 +243,21 @@ def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Int
 
 
 def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints]:
-    """The reflections that matter and, for each box, those that reach it: its own first, then overlapping boxes'."""
-    half, all_half = half_sizes(chosen).max(1), half_sizes(everything).max(1)
+    """The reflections that matter and, for each box, those that reach it: its own first, then neighbours whose spots
+    are wide enough to cross the border half-way between."""
     lists: list[list[int]] = [[] for _ in range(len(chosen))]
+    reach = 2 * TAIL_WIDTHS * everything.sigma_px.max(1, initial=0) + 2
     for i in np.unique(chosen.panel):
         rows, others = np.nonzero(chosen.panel == i)[0], np.nonzero(everything.panel == i)[0]
-        tree = cKDTree(everything.xy_px[others])
-        reach = tree.query_ball_point(chosen.xy_px[rows], half[rows] + all_half[others].max())
-        for row, found in zip(rows, reach, strict=True):
-            near = others[np.asarray(found, dtype=np.int64)]
-            apart = np.abs(everything.xy_px[near] - chosen.xy_px[row]).max(1)
-            near = near[apart < half[row] + all_half[near]]
-            lists[row] = [int(everything.index[j]) for j in near if everything.index[j] != chosen.index[row]]
-    names = np.unique(np.concatenate([chosen.index, *(np.asarray(l, dtype=np.int64) for l in lists)]))
-    width = 1 + max((len(l) for l in lists), default=0)
+        near = cKDTree(everything.xy_px[others]).query_ball_point(chosen.xy_px[rows], float(reach[others].max()))
+        for row, found in zip(rows, near, strict=True):
+            rivals = others[np.asarray(found, dtype=np.int64)]
+            apart = np.linalg.norm(everything.xy_px[rivals] - chosen.xy_px[row], axis=1)
+            names = everything.index[rivals[apart < reach[rivals]]]
+            lists[row] = [int(name) for name in names if name != chosen.index[row]]
+    names = np.unique(np.concatenate([chosen.index, *(np.asarray(one, dtype=np.int64) for one in lists)]))
+    width = 1 + max((len(one) for one in lists), default=0)
     node = np.full((len(chosen), width), -1, dtype=np.int64)
-    for row, l in enumerate(lists):
-        node[row, : 1 + len(l)] = np.searchsorted(names, [int(chosen.index[row]), *l])
+    for row, one in enumerate(lists):
+        node[row, : 1 + len(one)] = np.searchsorted(names, [int(chosen.index[row]), *one])
     return names, node

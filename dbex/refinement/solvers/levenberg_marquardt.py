@@ -24,7 +24,7 @@ class Problem(Protocol):
         """The state at x with weights from the data."""
 
     def renewed(self, x: Floats, state: Any) -> Any:
-        """The state at x with weights from the model of `state`."""
+        """The state at the x of `state` with weights from its model."""
 
     def trial(self, x: Floats, state: Any) -> Any:
         """The state at x with the weights of `state`."""
@@ -45,11 +45,10 @@ def minimise(
     max_iterations: int,
     tolerance_esds: float,
     progress: Callable[[Step, Any], None] | None = None,
-    state: Any = None,
 ) -> Solution:
     """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit."""
     damping, growth = 1e-3, 2.0
-    state = problem.renewed(x, problem.start(x)) if state is None else problem.renewed(x, state)
+    state = problem.start(x)
     history: list[Step] = []
     matrix, gradient = problem.normal(x, state)
     message, converged = f"no convergence in {max_iterations} iterations", False
