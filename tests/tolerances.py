@@ -93,3 +93,9 @@ ZERO_STEP_RELATIVE = 1e-10
 #: Nodes that are farther than eight widths from the Ewald sphere, or nearest to no pixel in or near a box, left out:
 #: e^-32 of a peak, or the tail of a spot half a node away.
 CANDIDATE_NODES_RELATIVE = 1e-12
+
+# --- nanobrag_torch: the closed form -------------------------------------------------------------------------------
+
+#: A pixel's footprint by its derivative, against 40³ points: (1/40)² of the variance is within the points' cells, and
+#: the directions curve by (0.2 mm/100 mm)².
+FOOTPRINT_RELATIVE = 1e-3
