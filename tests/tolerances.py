@@ -99,3 +99,24 @@ CANDIDATE_NODES_RELATIVE = 1e-12
 #: A pixel's footprint by its derivative, against 40³ points: (1/40)² of the variance is within the points' cells, and
 #: the directions curve by (0.2 mm/100 mm)².
 FOOTPRINT_RELATIVE = 1e-3
+#: Two ways to compute one image of the closed form, relative: exponents of some tens, of differences of numbers near
+#: 1/λ over widths of a thousandth of that.
+INVARIANCE = 1e-10
+#: The closed form takes S as constant over a spot and the sphere as flat: the first order in the node's width over |q|
+#: is odd, the second 1e-5; measured 1.2e-4 for a block, 3e-4 with a wide beam sampled at 36 points a pixel.
+NODE_WIDTH_RELATIVE = 1e-3
+#: 512 domains that fill a normal distribution evenly: their own noise; measured 2.0e-3, and 1.5e-3 for 2,048.
+DOMAINS_RELATIVE = 4e-3
+#: A rotation by 0.3 degrees along a straight line against 60 steps: measured 3e-4.
+ROTATION_RELATIVE = 1e-3
+#: One layer with the variance of its depth leaves out the skewness of that depth: measured 1.2e-3.
+ONE_LAYER_RELATIVE = 3e-3
+#: Centroid on a flat sphere, in widths of the spot: measured 1.0e-4.
+CENTROID_WIDTHS = 3e-4
+#: Partiality on a flat sphere: its curvature lowers a node of width 1e-3/Å by 1e-3 of a width, times k; measured 1.1e-3.
+PARTIALITY_RELATIVE = 2e-3
+#: The obliquity of a ray at the surface and at the depth of absorption, some 0.2 mm farther on: measured 3e-4 of a
+#: pixel of 0.1 mm.
+PARALLAX_PX = 1e-3
+#: Two sub-pixels along an edge of 0.1 mm for a spot of half that rms: measured 3.6e-4 (one: 6.9e-3).
+TWO_SUB_PIXELS_RELATIVE = 1e-3
