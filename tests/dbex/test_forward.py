@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dbex.cell_symmetry import free_cell_parameters
 from dbex.models import create_beam_config, create_crystal_config
@@ -28,26 +29,20 @@ LIKE = torch.zeros((), dtype=torch.float64)
 def as_shoeboxes(at, near):
     """The forward model's boxes as the refinement holds them, and which of a box's nodes reach which of its pixels
     (boxes, pixels, nodes)."""
-    panel, x0, x1, y0, y1 = at.bounds.unbind(-1)
-    up, along = (
-        grid.flatten()
-        for grid in torch.meshgrid(
-            torch.arange(int((y1 - y0).max())), torch.arange(int((x1 - x0).max())), indexing="ij"
-        )
-    )
-    slow, fast = y0[:, None] + up, x0[:, None] + along
-    inside = (slow < y1[:, None]) & (fast < x1[:, None])
     reaches = torch.zeros(len(at.pixels[0]), len(near.index), dtype=torch.bool)
     reaches[near.pairs.pixel, near.pairs.node] = True
-    of_box = torch.zeros(*slow.shape, len(near.index), dtype=torch.bool)
-    # the points of a box are listed row by row, as those of the array are
-    of_box[inside] = reaches[at.place]
-    lists = [torch.nonzero(box.any(0))[:, 0] for box in of_box]
-    node = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+    sizes = torch.bincount(at.box).tolist()
+
+    def of_boxes(values, padding):
+        return pad_sequence(list(torch.split(values[at.place], sizes)), batch_first=True, padding_value=padding)
+
+    _, slow, fast = (of_boxes(column, 0) for column in at.pixels)
+    inside, of_box = of_boxes(torch.ones(len(reaches), dtype=torch.bool), False), of_boxes(reaches, False)
+    node = pad_sequence([torch.nonzero(box.any(0))[:, 0] for box in of_box], batch_first=True, padding_value=-1)
     chosen = torch.stack([box[:, names.clamp_min(0)] & (names >= 0) for box, names in zip(of_box, node, strict=True)])
     empty = torch.zeros(slow.shape, dtype=torch.float64)
     planes = torch.zeros(*slow.shape, 3, dtype=torch.float64)
-    pixels, bbox = BoxPixels(panel, slow, fast), at.bounds[:, 1:].numpy()
+    pixels, bbox = BoxPixels(at.bounds[:, 0], slow, fast), at.bounds[:, 1:].numpy()
     return Shoeboxes(pixels, inside, inside, empty, empty, planes, bbox, near.index.numpy(), node, {}), chosen
 
 
