@@ -14,6 +14,10 @@ from dbex.refinement.solvers.solution import Solution, Step
 from dbex.still import Floats
 
 
+#: Steps that repeat are a solution where they are below this fraction of the esds; so many are looked at.
+STALLED_ESDS, WINDOW = 0.1, 5
+
+
 @runtime_checkable
 class Problem(Protocol):
     """What the solver asks: states are opaque but for their merit."""
@@ -50,12 +54,17 @@ def minimise(
     damping, growth = 1e-3, 2.0
     state = problem.start(x)
     history: list[Step] = []
+    sizes: list[float] = []
     matrix, gradient = problem.normal(x, state)
     message, converged = f"no convergence in {max_iterations} iterations", False
     for number in range(1, max_iterations + 1):
         size = _whole_step_in_esds(matrix, gradient) / problem.noise(state)
         if size < tolerance_esds:
             message, converged = f"the next step is {size:.2g} esds", True
+            break
+        sizes.append(size)
+        if _stalled(sizes):
+            message, converged = f"steps of {size:.2g} esds repeat", size < STALLED_ESDS
             break
         step = _damped_step(matrix, gradient, damping, problem.max_step)
         expected = 2 * step @ gradient - step @ matrix @ step
@@ -77,6 +86,12 @@ def minimise(
             message, converged = "no step lowers the merit any more", size < 10 * tolerance_esds
             break
     return Solution(x, converged, message, tuple(history), matrix, state)
+
+
+def _stalled(sizes: list[float]) -> bool:
+    """Whether the steps no longer become smaller: weights that follow the model can make it swing about its optimum."""
+    recent, before = sizes[-WINDOW:], sizes[:-WINDOW]
+    return len(before) >= 1 and min(recent) > 0.7 * min(before)
 
 
 def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Floats) -> Floats:
