@@ -97,6 +97,16 @@ class Parametrisation:
         """Where a parameter stands in x; raises ValueError when it is not free."""
         return [p.name for p in self.parameters].index(name)
 
+    def free_groups(self, kind: str) -> tuple[str, ...]:
+        """The groups of "crystal", "detector" or "beam" that are free, in order."""
+        names = [p.name for p in self.parameters]
+        own = ("cell", *_CRYSTAL_GROUPS) if kind == "crystal" else {"detector": _DETECTOR_GROUPS, "beam": _BEAM_GROUPS}[kind]
+        return tuple(
+            group
+            for group in own
+            if (any(p.group == "cell" for p in self.parameters) if group == "cell" else _GROUPS[group][0][0] in names)
+        )
+
     def geometric(self) -> list[int]:
         """Places of the parameters that move rays, not only nodes."""
         return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name != "bandwidth"]
@@ -176,16 +186,44 @@ class Parametrisation:
         }
         if name in plain:
             return float(plain[name])
+        if name.split("_")[0] in TENSORS:
+            return tensor_value(name, models.crystal)
         return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("misset") else UNITS[self.parameters[i].unit])
 
 
-_PARTS = ("xx", "yy", "zz", "xy", "xz", "yz")
+DIAGONAL = ("xx", "yy", "zz")
+_PARTS = (*DIAGONAL, "xy", "xz", "yz")
 
 #: Widths that can be tensors: the record's field, and the isotropic width from which a tensor starts.
 TENSORS = {
     "mosaic": ("mosaic_covariance_deg2", lambda crystal: crystal.mosaicity_deg),
     "size": ("size_covariance", lambda crystal: GAUSS_VARIANCE**0.5 / crystal.domain_size_A),
 }
+
+
+def tensor_value(name: str, crystal: CrystalConfig) -> float:
+    """A tensor's component as it is reported: along an axis of the crystal's Cartesian frame the rms rotation about it
+    (degrees) or the size along it (Å), between two axes their correlation."""
+    kind, part = name.split("_")
+    tensor = torch.as_tensor(getattr(crystal, TENSORS[kind][0]))
+    i, j = ("xyz".index(axis) for axis in part)
+    if i != j:
+        return float(tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j]))
+    width = float(torch.sqrt(tensor[i, i]))
+    return width if kind == "mosaic" else GAUSS_VARIANCE**0.5 / width
+
+
+def isotropic_widths(crystal: CrystalConfig) -> tuple[float, float]:
+    """Domain size (Å) and mosaicity (degrees) whose isotropic widths have the traces of the tensors, where there are
+    tensors."""
+    size, mosaicity = crystal.domain_size_A, crystal.mosaicity_deg
+    if crystal.size_covariance is not None:
+        size = (3 * GAUSS_VARIANCE / float(torch.as_tensor(crystal.size_covariance).trace())) ** 0.5
+    if crystal.mosaic_covariance_deg2 is not None:
+        mosaicity = (float(torch.as_tensor(crystal.mosaic_covariance_deg2).trace()) / 3) ** 0.5
+    if size is None:
+        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
+    return float(size), float(mosaicity)
 
 
 def log_cholesky(parts: Sequence[Tensor]) -> Tensor:
@@ -206,8 +244,8 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "b_factor": (("b_factor", "A^2", 10.0, 20.0),),
     "size": (("domain_size", "A", 0.7, 3.0),),
     "mosaicity": (("mosaicity", "deg", 0.7, 3.0),),
-    "mosaic_tensor": tuple((f"mosaic_{part}", "", 0.5, 1.0) for part in _PARTS),
-    "size_tensor": tuple((f"size_{part}", "", 0.5, 1.0) for part in _PARTS),
+    "mosaic_tensor": tuple((f"mosaic_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+    "size_tensor": tuple((f"size_{part}", "A" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
     "distance": (("distance", "mm", 2.0, 10.0),),
     "shift": (("shift_fast", "mm", 1.0, 5.0), ("shift_slow", "mm", 1.0, 5.0)),
     "tilt": (("tilt_fast", "mrad", 0.01, 0.05), ("tilt_slow", "mrad", 0.01, 0.05)),
@@ -215,6 +253,11 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "direction": (("direction_h", "mrad", 0.002, 0.01), ("direction_v", "mrad", 0.002, 0.01)),
     "bandwidth": (("bandwidth", "", 0.7, 3.0),),
 }
+
+
+_CRYSTAL_GROUPS = ("orientation", "scale", "b_factor", "size", "mosaicity", "size_tensor", "mosaic_tensor")
+_DETECTOR_GROUPS = ("distance", "shift", "tilt")
+_BEAM_GROUPS = ("wavelength", "direction", "bandwidth")
 
 
 def parametrisation(

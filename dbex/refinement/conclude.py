@@ -1,0 +1,153 @@
+"""What a solved still amounts to: esds, tables, figures, what the data ask for beyond it, and the verdict."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
+from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit, solved_round
+from dbex.refinement.search import Search
+from dbex.refinement.settings import Settings
+from dbex.refinement.tables import Solved, box_table, figures_of_merit, free_intensities, pixel_table
+from dbex.refinement.uncertainty import Demand, curvature, demands
+from dbex.refinement.verdict import judge
+from dbex.refinement.widths import Trial
+from dbex.still import Floats, Iteration, ParameterEstimate, Refined, Still
+from nanobrag_torch.config import BeamConfig, CrystalConfig
+from nanobrag_torch.lattice import orientation
+
+
+def conclude(
+    still: Still,
+    settings: Settings,
+    final: Round,
+    found: Search | None,
+    trials: list[Trial],
+    history: list[Iteration],
+) -> Refined:
+    """Esds, tables, figures, what the data ask for, and the verdict."""
+    map, x = final.objective.map, torch.as_tensor(final.solution.x)
+    bend = curvature(final.solution.matrix, map)
+    solved = Solved(final.objective, x, bend.covariance, final.state.variance, final.state.local)
+    weight = torch.ones(len(final.objective.boxes), dtype=torch.float64)
+    table = box_table(solved, still, weight)
+    figures = figures_of_merit(solved, table)
+    freedom = figures["pixels"] - 3 * figures["boxes"] - len(map) - _effective_intensities(solved)
+    reduced = figures["chi2_per_pixel"] * figures["pixels"] / max(freedom, 1.0)
+    inflation = float(np.sqrt(max(1.0, reduced)))
+    figures |= {
+        "chi2_reduced": reduced,
+        "esd_inflation": inflation,
+        "condition_number": bend.condition_number,
+        "relative_model_error": fitted_model_error(still, final) if settings.model_error is None else settings.model_error,
+        "d_min_A": resolution_limit(still, settings),
+        "search_median_px_before": found.median_px_before if found else float("nan"),
+        "search_median_px_after": found.median_px_after if found else float("nan"),
+        "explained_spots": found.explained if found else float("nan"),
+    }
+    figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {f"cost_{trial.name}": trial.cost for trial in trials}
+    wanted = unmet_demands(solved, settings, inflation)
+    crystal, beam = plain(map, x)
+    return Refined(
+        still=still,
+        crystal=crystal,
+        detector=map.detector_at(x),
+        beam=beam,
+        estimates=estimates(map, still, x, bend.covariance, inflation),
+        covariance=reported_slopes(map, x) @ bend.covariance @ reported_slopes(map, x).T * inflation**2,
+        boxes=table,
+        pixels=pixel_table(solved),
+        figures=figures,
+        left_out=still.left_out | final.objective.boxes.left_out,
+        history=tuple(history),
+        verdict=judge(final.solution.converged, figures, wanted, bend, map),
+        seconds={},
+        worst_direction=bend.worst_direction,
+    )
+
+
+def _effective_intensities(solved: Solved) -> float:
+    """How many of the intensities the data rather than the prior determine."""
+    _, variance = free_intensities(solved)
+    sd = solved.objective.prior.sd[solved.objective.boxes.node[:, 0]].numpy()
+    share = sd**2 / (sd**2 + variance)
+    return float(np.nansum(share))
+
+
+def plain(map: Parametrisation, x: Tensor) -> tuple[CrystalConfig, BeamConfig]:
+    """The refined crystal and beam as plain numbers: the misset moves into U, isotropic widths stand for tensors."""
+    models = map.models(x)
+    crystal, beam = models.crystal, models.beam
+    cell = {name: float(getattr(crystal, name)) for name in CELL}
+    size, mosaicity = isotropic_widths(crystal)
+    crystal = replace(
+        crystal,
+        **cell,  # type: ignore[arg-type]
+        U=rows(orientation(crystal, x)),
+        misset_deg=(0.0, 0.0, 0.0),
+        domain_size_A=size,
+        N_cells=(size / cell["cell_a"], size / cell["cell_b"], size / cell["cell_c"]),
+        mosaicity_deg=mosaicity,
+        b_factor_A2=float(crystal.b_factor_A2),
+        size_covariance=None if crystal.size_covariance is None else rows(crystal.size_covariance),
+        mosaic_covariance_deg2=(
+            None if crystal.mosaic_covariance_deg2 is None else rows(crystal.mosaic_covariance_deg2)
+        ),
+    )
+    direction = beam.direction.tolist() if isinstance(beam.direction, Tensor) else beam.direction
+    return crystal, replace(
+        beam, wavelength_A=float(beam.wavelength_A), direction=tuple(direction), bandwidth=float(beam.bandwidth)
+    )
+
+
+def rows(matrix: object) -> tuple[tuple[float, ...], ...]:
+    """A matrix as nested tuples."""
+    return tuple(tuple(row) for row in torch.as_tensor(matrix).tolist())
+
+
+def estimates(
+    map: Parametrisation, still: Still, x: Tensor, covariance: Floats, inflation: float
+) -> tuple[ParameterEstimate, ...]:
+    """Each free number as it was read and as it is now, with its esds, in the unit it is reported in."""
+    slopes = reported_slopes(map, x)
+    formal = np.sqrt(np.einsum("ki,ij,kj->k", slopes, covariance, slopes))
+    before = starting_values(map, still)
+    return tuple(
+        ParameterEstimate(p.name, p.group, p.unit, before[p.name], map.value(p.name, x), esd, esd * inflation)
+        for p, esd in zip(map.parameters, formal.tolist(), strict=True)
+    )
+
+
+def reported_slopes(map: Parametrisation, x: Tensor, step: float = 1e-6) -> Floats:
+    """Derivatives (n, n) of the reported values by the coordinates."""
+    columns = []
+    for i in range(len(map)):
+        nudged = [x + step * sign * torch.eye(len(map), dtype=x.dtype)[i] for sign in (1, -1)]
+        high, low = (np.array([map.value(p.name, at) for p in map.parameters]) for at in nudged)
+        columns.append((high - low) / (2 * step))
+    return np.stack(columns, 1)
+
+
+def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
+    """The reported values of the models that were read."""
+    read = replace(map, crystal=still.crystal, beam=still.beam)
+    zero = torch.zeros(len(map), dtype=torch.float64)
+    return {p.name: read.value(p.name, zero) for p in map.parameters}
+
+
+def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[Demand]:
+    """What the groups that were held would do, were they free."""
+    map = solved.objective.map
+    detector = tuple(g for g in ("distance", "shift", "tilt") if g not in settings.detector)
+    if not detector:
+        return []
+    wider = parametrisation(
+        map.crystal, map.detector, map.beam, cell_of(map), (), detector, (), map.ln_scale
+    )
+    both = replace(map, parameters=map.parameters + wider.parameters)
+    x = torch.cat([solved.x, torch.zeros(len(wider), dtype=solved.x.dtype)])
+    asked = replace(solved.objective, map=both).prepared()
+    normal = asked.normal_equations(x, solved.variance, solved.local)
+    return demands(normal.matrix, normal.gradient, len(map), both, inflation)

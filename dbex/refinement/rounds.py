@@ -1,0 +1,237 @@
+"""The rounds of a refinement: from widths that reach the spots to all predicted reflections, solved anew until the
+boxes stay."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbex.errors import BadInput
+from dbex.models import free_cell_parameters
+from dbex.refinement.objective import Objective
+from dbex.refinement.parameters import Parametrisation, parametrisation
+from dbex.refinement.prior import estimate_model_error, intensity_prior
+from dbex.refinement.problem import State, StillProblem
+from dbex.refinement.search import Search
+from dbex.refinement.settings import Settings
+from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes
+from dbex.refinement.solvers.levenberg_marquardt import minimise
+from dbex.refinement.solvers.solution import Solution, Step
+from dbex.refinement.tables import Solved, free_intensities
+from dbex.refinement.uncertainty import curvature
+from dbex.still import Floats, Iteration, Still
+from nanobrag_torch.profile import Quadrature
+
+Progress = Callable[[Iteration], None]
+
+#: Reflections within this many widths of the Ewald sphere have boxes; those within the second send tails into them.
+K_BOXES, K_TAILS = 3.0, 4.0
+#: The finest resolution looked at, over that which 95 % of the indexed spots reach.
+BEYOND_SPOTS = 0.85
+#: Relative error of F² while the scale and the widths are still rough.
+ROUGH_MODEL_ERROR = 1.0
+#: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
+CONVERGED_ESDS, ROUGH_ESDS = 0.02, 0.5
+#: Rounds of predicting the boxes anew until they stay.
+MAX_ROUNDS = 6
+#: Start widths: no narrower than what the search finds, no wider than a degree.
+MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A solved round: the objective, the solution and the predictions that it was built on."""
+
+    objective: Objective
+    solution: Solution
+    predictions: Predictions
+
+    @property
+    def state(self) -> State:
+        found: State = self.solution.state
+        return found
+
+    @property
+    def problem(self) -> StillProblem:
+        """What the solver solved."""
+        return StillProblem(self.objective)
+
+
+def start(still: Still, settings: Settings) -> Parametrisation:
+    """What moves, from the models that were read."""
+    free_cell = free_cell_parameters(still.experiment.crystal.get_space_group())
+    crystal = still.crystal
+    if crystal.domain_size_A is None:
+        raise BadInput(f"{still.name}: the crystal has no domain size: expected one from the experiment or the spots")
+    crystal = replace(crystal, domain_size_A=float(np.clip(float(crystal.domain_size_A), *DOMAIN_RANGE_A)))
+    beam = still.beam
+    if "bandwidth" in settings.beam and float(beam.bandwidth) == 0:
+        beam = replace(beam, bandwidth=1e-3)
+    return parametrisation(
+        crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam
+    )
+
+
+def with_widths(map: Parametrisation, found: Search | None) -> Parametrisation:
+    """A mosaicity to begin with that reaches the spots which were seen."""
+    seen = found.excitation_deg if found is not None else 0.0
+    mosaicity = float(np.clip(max(float(map.crystal.mosaicity_deg), seen), *MOSAICITY_RANGE_DEG))
+    if "mosaicity" not in [p.name for p in map.parameters]:
+        return map
+    return replace(map, crystal=replace(map.crystal, mosaicity_deg=mosaicity))
+
+
+def resolution_limit(still: Still, settings: Settings) -> float:
+    """d_min: as asked, else a little beyond the indexed spots, never beyond the amplitudes."""
+    unit_cell_A = np.linalg.norm(_q_of(still, still.amplitudes.hkl), axis=1)
+    finest = 1 / unit_cell_A.max()
+    if settings.d_min is not None:
+        return max(settings.d_min, finest)
+    spots = np.linalg.norm(_q_of(still, still.observed.hkl), axis=1)
+    return max(finest, BEYOND_SPOTS / float(np.quantile(spots, 0.95)))
+
+
+def _q_of(still: Still, hkl: Floats) -> Floats:
+    """Scattering vectors (n, 3) under the model that was read."""
+    return hkl @ np.asarray(still.experiment.crystal.get_A()).reshape(3, 3).T
+
+
+def objective_for(
+    still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: float, weight: Tensor | None = None
+) -> Objective:
+    """The objective of some boxes."""
+    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
+    prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
+    ones = torch.ones_like(boxes.data) if weight is None else weight
+    return Objective(boxes, hkl, map, prior, Quadrature(), ones).prepared()
+
+
+def strong_stage(
+    still: Still, map: Parametrisation, x: Floats, settings: Settings, report: Progress
+) -> tuple[Floats, Parametrisation]:
+    """Scale, widths and geometry from the indexed spots, their intensities nearly free."""
+    models = map.models(torch.as_tensor(x))
+    spots = observed_predictions(still, models)
+    if not len(spots):
+        raise BadInput(
+            f"{still.name}: none of its {len(still.observed)} indexed spots is among the structure factors: "
+            "is this the MTZ of this crystal?"
+        )
+    boxes = shoeboxes(still, spots, spots)
+    if not len(boxes):
+        raise BadInput(f"{still.name}: no indexed spot has enough trusted pixels: {_words(boxes.left_out)}")
+    objective = objective_for(still, map, boxes, ROUGH_MODEL_ERROR)
+    map = with_scale(objective, x)
+    objective = replace(objective, map=map)
+    solution = minimise(
+        StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, printer("strong spots", objective, report)
+    )
+    return solution.x, map
+
+
+def with_scale(objective: Objective, x: Floats) -> Parametrisation:
+    """The map with a scale at which intensities are those of the amplitudes, in the median of the spots."""
+    at = torch.as_tensor(x)
+    variance = objective.first_variance()
+    local = objective.solve_linear(at, variance)
+    solved = Solved(objective, at, np.zeros((len(at), len(at))), variance, local)
+    value, _ = free_intensities(solved)
+    prior = objective.prior.mean[objective.boxes.node[:, 0]].numpy()
+    usable = np.isfinite(value) & (value > 0) & (prior > 0)
+    shift = float(np.median(np.log(value[usable] / prior[usable]))) if usable.any() else 0.0
+    return replace(objective.map, ln_scale=objective.map.ln_scale + shift)
+
+
+def all_predicted(
+    still: Still,
+    map: Parametrisation,
+    x: Floats,
+    settings: Settings,
+    report: Progress,
+    rounds: int = MAX_ROUNDS,
+    before: Round | None = None,
+) -> Round:
+    """All reflections that the model predicts, predicted anew until the boxes stay and the model with them.
+
+    `before` is a round that ended at x, whose boxes and model error are those to begin with.
+    """
+    d_min = resolution_limit(still, settings)
+    model_error = ROUGH_MODEL_ERROR if settings.model_error is None else settings.model_error
+    if before is not None and settings.model_error is None:
+        model_error = fitted_model_error(still, before)
+    shapes = [panel.shape for panel in still.detector]
+    found = before
+    for number in range(rounds):
+        everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
+        chosen = everything.select(np.abs(everything.k) < K_BOXES)
+        boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
+        if boxes is None or not len(boxes):
+            raise BadInput(f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask")
+        objective = objective_for(still, map, boxes, model_error)
+        last = found is not None and _same_boxes(found, objective) > 0.98
+        solution = minimise(
+            StillProblem(objective),
+            x,
+            settings.max_iterations,
+            CONVERGED_ESDS if last or number == rounds - 1 else ROUGH_ESDS,
+            printer(f"all predicted, round {number + 1}", objective, report),
+        )
+        moved = np.max(np.abs(solution.x - x) * np.sqrt(np.diag(solution.matrix)))
+        x, found = solution.x, Round(objective, solution, chosen)
+        if settings.model_error is None:
+            model_error, previous = fitted_model_error(still, found), model_error
+        else:
+            previous = model_error
+        if last and moved < 0.5 and abs(np.log(model_error / previous)) < 0.2:
+            break
+    assert found is not None
+    return found
+
+
+def fitted_model_error(still: Still, found: Round) -> float:
+    """The relative error of F² that the free intensities of this round make most likely."""
+    solved = solved_round(found)
+    value, variance = free_intensities(solved)
+    reflections = found.objective.boxes.reflections[found.objective.boxes.node[:, 0].numpy()]
+    return estimate_model_error(value, variance, still.amplitudes, reflections)
+
+
+def solved_round(found: Round) -> Solved:
+    """A round with its covariance."""
+    covariance = curvature(found.solution.matrix, found.objective.map).covariance
+    return Solved(found.objective, torch.as_tensor(found.solution.x), covariance, found.state.variance, found.state.local)
+
+
+def _same_boxes(found: Round, objective: Objective) -> float:
+    """Fraction of boxes that two rounds share."""
+
+    def names(of: Objective) -> set[tuple[int, ...]]:
+        return {tuple(h) for h in of.hkl[of.boxes.node[:, 0]].tolist()}
+
+    before, now = names(found.objective), names(objective)
+    return len(before & now) / max(len(before | now), 1)
+
+
+def printer(stage: str, objective: Objective, report: Progress) -> Callable[[Step, State], None]:
+    """Turns the solver's steps into iterations for the reader."""
+    pixels = float(objective.boxes.used.sum())
+
+    def show(step: Step, state: State) -> None:
+        report(
+            Iteration(
+                stage, step.number, state.local.chi2 / pixels, step.merit, step.damping, step.step_in_esds, step.accepted
+            )
+        )
+
+    return show
+
+
+def _words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def cell_of(map: Parametrisation) -> tuple[tuple[str, ...], Floats]:
+    """The free cell parameters of a parametrisation and their map to the six."""
+    return tuple(p.name for p in map.parameters if p.group == "cell"), map.cell_map
