@@ -137,7 +137,7 @@ class TestDB_AT_010_Matrix:
     @pytest.mark.parametrize(("record", "kind"), OVERRIDES, ids=[f"{record}, {kind}" for record, kind in OVERRIDES])
     def test_db_at_010_the_derivative_in_every_override(self, record, kind):
         """The same through simulate_forward_torch, which makes the records from dxtbx's models."""
-        still, values = small_still(3), problem(3).values
+        still, values = small_still(11), problem(11).values
 
         def f(numbers):
             crystal, beam = ({n: v for (owner, n), v in numbers.items() if owner == r} for r in ("crystal", "beam"))

@@ -1,5 +1,11 @@
 """DB-AT-011: the refinement's closed-form derivatives are those of its model, in every stage."""
 
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +15,13 @@ from dbex.cell_symmetry import free_cell_parameters
 from dbex.models import create_beam_config, create_crystal_config
 from dbex.physics.forward import panel_configs
 from dbex.physics.loss import compute_masked_mse_loss
+from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import _GROUPS, CELL
-from dbex.refinement.refine import objective_for
+from dbex.refinement.prior import intensity_prior
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
 from nanobrag_torch.config import override
 from nanobrag_torch.profile import Quadrature, nodes, pair_intensities
+from tests.conftest import ROOT
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.gradient_cases import PAIRS, PIXELS
 from tests.dbex.small_still import small_still
@@ -49,10 +57,17 @@ def stage(request):
 def fit(still, spots, stage):
     """A stage's objective on a dozen boxes, a point x near its start, frozen variances and the optimum there."""
     map = map_of(still.crystal, still.detector, still.beam, free_cell_parameters(group_of(still)), stage)
-    objective = objective_for(still, map, shoeboxes(still, spots, spots), model_error=0.5)
+    objective = objective_of(still, map, spots)
     x = 10 * steps_of(map) * torch.rand(len(map), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     variance = objective.variance(objective.solve_linear(x, objective.first_variance()))
     return objective, x, variance, objective.solve_linear(x, variance)
+
+
+def objective_of(still, map, spots):
+    boxes = shoeboxes(still, spots, spots)
+    prior = intensity_prior(still.amplitudes, boxes.reflections, 0.5)
+    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
+    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data)).prepared()
 
 
 def prediction(objective, x, local):
@@ -146,24 +161,29 @@ class TestDB_AT_011_Workflow:
         assert ((found - schur).abs() / size).max() < CLOSED_FORM_JACOBIAN_RELATIVE
 
     @pytest.mark.slow
-    def test_db_at_011_compiled_or_not_the_gradient_is_the_same(self, still, spots, monkeypatch):
-        compiling = pytest.importorskip("nanobrag_torch.compiling", reason="nothing is compiled yet")
-        monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
-        map = map_of(
-            still.crystal, still.detector, still.beam, free_cell_parameters(group_of(still)), "crystal and detector"
+    def test_db_at_011_compiled_or_not_the_gradient_is_the_same(self):
+        if find_spec("nanobrag_torch.compiling") is None:
+            pytest.skip("nothing is compiled yet")
+        stages = ["crystal", "crystal and detector", "crystal and beam"]
+        plain, compiled = (
+            gradients_of(stages, environment) for environment in ({"NANOBRAGG_DISABLE_COMPILE": "1"}, {})
         )
-        objective = objective_for(still, map, shoeboxes(still, spots, spots), model_error=0.5)
-        x = 5 * steps_of(map)
-        variance = objective.first_variance()
-        local = objective.solve_linear(x, variance)
-        gradients = []
-        for predicted in (prediction, compiling.compiled(prediction)):
-            at = x.clone().requires_grad_()
-            backward(predicted(objective, at, local), objective, variance).backward()
-            gradients.append(at.grad)
-        assert torch.isfinite(gradients[1]).all()
-        assert (gradients[1] != 0).all()
-        assert ((gradients[1] - gradients[0]) / gradients[0]).abs().max() < CLOSED_FORM_JACOBIAN_RELATIVE
+        for stage in stages:
+            for way in ("backward", "closed"):
+                found, expected = np.array(compiled[stage][way]), np.array(plain[stage][way])
+                assert np.isfinite(found).all()
+                assert (found != 0).all()
+                size = np.abs(expected).max()
+                np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSED_FORM_JACOBIAN_RELATIVE * size)
+
+
+def gradients_of(stages, environment):
+    """The derivatives of a small still by stage, from a program of its own with that environment."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NANOBRAGG_DISABLE_COMPILE"}
+    command = [sys.executable, "-m", "tests.dbex.stage_gradients", *stages]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 class TestDB_AT_010_RefinedParameters:
