@@ -22,7 +22,7 @@ ANGLE, LENGTH = 2e-5, 2e-3  # radians; Å and mm
 STEPS = {
     "crystal": {
         **dict.fromkeys(("cell_a", "cell_b", "cell_c"), LENGTH),
-        **dict.fromkeys(("cell_alpha", "cell_beta", "cell_gamma", "misset_deg"), 4e-3),
+        **dict.fromkeys(("cell_alpha", "cell_beta", "cell_gamma", "misset_deg"), 2e-3),
         "U": ANGLE,
         **dict.fromkeys(("N_cells", "domain_size_A", "size_covariance", "fudge"), None),
         **dict.fromkeys(("mosaicity_deg", "mosaic_covariance_deg2", "strain"), None),
