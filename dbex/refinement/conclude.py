@@ -13,7 +13,7 @@ from dbex.refinement.settings import Settings
 from dbex.refinement.tables import Solved, box_table, figures_of_merit, free_intensities, pixel_table
 from dbex.refinement.uncertainty import Demand, curvature, demands
 from dbex.refinement.verdict import judge
-from dbex.refinement.widths import Trial
+from dbex.refinement.terms import Trial
 from dbex.still import Floats, Iteration, ParameterEstimate, Refined, Still
 from nanobrag_torch.config import BeamConfig, CrystalConfig
 from nanobrag_torch.lattice import orientation

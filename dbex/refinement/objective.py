@@ -73,12 +73,22 @@ class Objective:
     fixed: list[list[Sample]] | None = None
 
     def nodes_at(self, x: Tensor) -> Nodes:
-        """The nodes (boxes * k); places without a node repeat the box's own."""
+        """The nodes (boxes * k * components); places without a node repeat the box's own."""
         models = self.map.models(x)
         node = self.boxes.node
         hkl = self.hkl[torch.where(node < 0, node[:, :1], node).flatten()]
         panel = self.boxes.pixels.panel.repeat_interleave(node.shape[1])
-        return nodes(models.crystal, models.panels, models.beam, hkl, panel, models.ln_scale, self.rule)
+        each = [
+            nodes(part.crystal, models.panels, models.beam, hkl, panel, models.ln_scale + part.ln_weight, self.rule)
+            for part in models.components
+        ]
+        if len(each) == 1:
+            return each[0]
+        return Nodes(
+            torch.stack([at.q for at in each], 1).flatten(0, 1),
+            torch.stack([at.covariance for at in each], 2).flatten(1, 2),
+            torch.stack([at.ln_amplitude for at in each], 1).flatten(),
+        )
 
     def parts(self) -> list[slice]:
         """Groups of boxes that are worked on together."""
@@ -94,12 +104,13 @@ class Objective:
 
     def profiles(self, x: Tensor) -> Tensor:
         """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
-        at, k = self.nodes_at(x), self.boxes.node.shape[1]
+        at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
         total = torch.zeros(*self.boxes.data.shape, k, dtype=x.dtype)
         for number, part in enumerate(self.parts()):
             pixels, reach = self.boxes.extent(part)
             found = self.samples_of(x, number, part)
-            total[part, :pixels, :reach] = box_profiles(_rows(at, part, k, reach), found, reach)
+            image = box_profiles(_rows(at, part, k * parts, reach * parts), found, reach * parts)
+            total[part, :pixels, :reach] = image.unflatten(-1, (reach, parts)).sum(-1)
         return total * (self.boxes.node >= 0)[:, None, :]
 
     def solve_linear(self, x: Tensor, variance: Tensor) -> Local:
@@ -185,16 +196,16 @@ class Objective:
 
     def _jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
-        at, k = self.nodes_at(x), self.boxes.node.shape[1]
+        at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
         columns = NodeColumns(*jacfwd(self._node_numbers)(x))
         models = self.map.models(x)
         follow = ray_columns(self._geometry, x) if self.map.geometric() else None
         for number, part in enumerate(self.parts()):
             pixels, reach = self.boxes.extent(part)
-            rows = _places(part, k, reach)
+            rows = _places(part, k * parts, reach * parts)
             yield part, box_derivatives(
-                _rows(at, part, k, reach),
-                at_nodes[part, :reach],
+                _rows(at, part, k * parts, reach * parts),
+                at_nodes[part, :reach].repeat_interleave(parts, 1),
                 columns.rows(rows),
                 self.samples_of(x, number, part),
                 self.boxes.pixels.cut(part, pixels),

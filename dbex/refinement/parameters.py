@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
+from nanobrag_torch.lattice import orientation
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector
 from nanobrag_torch.spread import GAUSS_VARIANCE
@@ -35,13 +36,25 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Component:
+    """A part of the crystal with an orientation and a mosaicity of its own, and ln of its share of the intensity."""
+
+    crystal: CrystalConfig
+    ln_weight: Tensor
+
+
+@dataclass(frozen=True)
 class Models:
-    """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3)."""
+    """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3).
+
+    `components` are the parts of a crystal that is no single Gaussian; the first is `crystal`.
+    """
 
     crystal: CrystalConfig
     panels: Panels
     beam: BeamConfig
     ln_scale: Tensor
+    components: tuple[Component, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,8 @@ def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: 
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """The map from x (n,) to models. `cell_map` (6, k) takes the independent cell parameters to the six."""
+    """The map from x (n,) to models. `cell_map` (6, k) takes the independent cell parameters to the six;
+    `second_width_deg` is the mosaicity from which a second component starts."""
 
     parameters: tuple[Parameter, ...]
     crystal: CrystalConfig
@@ -89,6 +103,7 @@ class Parametrisation:
     frame: DetectorFrame
     cell_map: Floats
     ln_scale: float
+    second_width_deg: float = 0.05
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -126,7 +141,31 @@ class Parametrisation:
             vector("tilt_fast", "tilt_slow", "tilt_normal"),
         )
         crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
-        return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero))
+        return Models(
+            crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), self._components(crystal, at, zero)
+        )
+
+    @property
+    def component_count(self) -> int:
+        """How many components the crystal has."""
+        return 1 + sum(p.name == "second_share" for p in self.parameters)
+
+    def _components(self, crystal: CrystalConfig, at: dict[str, Tensor], zero: Tensor) -> tuple[Component, ...]:
+        if "second_share" not in at:
+            return (Component(crystal, zero),)
+        turn = rotation_from_vector(torch.stack([at[f"second_{axis}"] for axis in "xyz"]))
+        mosaic = self.second_width_deg**2 * log_cholesky([at[f"second_{part}"] for part in _PARTS])
+        second = override(
+            crystal,
+            {
+                "U": turn @ orientation(crystal, zero),
+                "misset_deg": (0.0, 0.0, 0.0),
+                "mosaic_covariance_deg2": mosaic,
+            },
+        )
+        share = at["second_share"]
+        log_sigmoid = torch.nn.functional.logsigmoid
+        return Component(crystal, log_sigmoid(-share)), Component(second, log_sigmoid(share))
 
     def _crystal_values(self, at: dict[str, Tensor], misset: Tensor) -> dict[str, object]:
         values: dict[str, object] = {"misset_deg": misset / RADIANS_PER_DEGREE}
@@ -188,7 +227,11 @@ class Parametrisation:
             return float(plain[name])
         if name.split("_")[0] in TENSORS:
             return tensor_value(name, models.crystal)
-        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("misset") else UNITS[self.parameters[i].unit])
+        if name == "second_share":
+            return float(torch.exp(models.components[1].ln_weight))
+        if name.startswith("second_") and len(name) == len("second_xx"):
+            return tensor_value(name.replace("second", "mosaic"), models.components[1].crystal)
+        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith(("misset", "second")) else UNITS[self.parameters[i].unit])
 
 
 DIAGONAL = ("xx", "yy", "zz")
@@ -246,6 +289,11 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "mosaicity": (("mosaicity", "deg", 0.7, 3.0),),
     "mosaic_tensor": tuple((f"mosaic_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
     "size_tensor": tuple((f"size_{part}", "A" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+    "component": (
+        ("second_share", "", 1.0, 3.0),
+        *((f"second_{axis}", "deg", 0.005, 0.02) for axis in "xyz"),
+        *((f"second_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+    ),
     "distance": (("distance", "mm", 2.0, 10.0),),
     "shift": (("shift_fast", "mm", 1.0, 5.0), ("shift_slow", "mm", 1.0, 5.0)),
     "tilt": (("tilt_fast", "mrad", 0.01, 0.05), ("tilt_slow", "mrad", 0.01, 0.05)),
@@ -255,7 +303,7 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
 }
 
 
-_CRYSTAL_GROUPS = ("orientation", "scale", "b_factor", "size", "mosaicity", "size_tensor", "mosaic_tensor")
+_CRYSTAL_GROUPS = ("orientation", "scale", "b_factor", "size", "mosaicity", "size_tensor", "mosaic_tensor", "component")
 _DETECTOR_GROUPS = ("distance", "shift", "tilt")
 _BEAM_GROUPS = ("wavelength", "direction", "bandwidth")
 

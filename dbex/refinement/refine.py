@@ -9,7 +9,7 @@ from dbex.refinement.conclude import conclude
 from dbex.refinement.rounds import Progress, all_predicted, start, strong_stage, with_widths
 from dbex.refinement.search import search
 from dbex.refinement.settings import Settings
-from dbex.refinement.widths import choose_widths
+from dbex.refinement.terms import choose_terms
 from dbex.still import Iteration, Refined, Still
 
 
@@ -32,11 +32,11 @@ def refine_still(still: Still, settings: Settings, progress: Progress | None = N
     clock.append(time.perf_counter())
     simple = all_predicted(still, map, x, settings, report)
     clock.append(time.perf_counter())
-    chosen, trials = choose_widths(simple, settings, report)
+    chosen, trials = choose_terms(simple, settings, report)
     final = all_predicted(still, chosen.objective.map, chosen.solution.x, settings, report, before=chosen)
     clock.append(time.perf_counter())
     refined = conclude(still, settings, final, found, trials, history)
     clock.append(time.perf_counter())
-    names = ("search", "strong_spots", "all_predicted", "widths", "conclusion")
+    names = ("search", "strong_spots", "all_predicted", "terms", "conclusion")
     seconds = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
     return replace(refined, seconds=seconds | {"total": clock[-1] - clock[0]})

@@ -54,6 +54,11 @@ class Round:
         return found
 
     @property
+    def pixels(self) -> float:
+        """Number of used pixels."""
+        return float(self.objective.boxes.used.sum())
+
+    @property
     def problem(self) -> StillProblem:
         """What the solver solved."""
         return StillProblem(self.objective)

@@ -9,6 +9,7 @@ from dbex.errors import BadInput
 CRYSTAL = ("orientation", "cell", "scale", "b_factor", "size", "mosaicity")
 DETECTOR = ("distance", "shift", "tilt")
 BEAM = ("wavelength", "direction", "bandwidth")
+TERMS = ("bandwidth", "mosaic_tensor", "size_tensor", "component")
 STARTS = ("auto", "wide", "near")
 
 
@@ -18,7 +19,7 @@ class Settings:
 
     `crystal`, `detector` and `beam` name the groups of parameters that move. Reflections finer than `d_min` (Å) are
     left out. `model_error` is the relative error of |F|² beyond the file's sigma, None estimates it from the data.
-    `start` is wide for the coarse-to-fine search, near for none, auto to decide from the data. Raises BadInput.
+    `terms` are tried one after the other and kept where the data pay for them. `start` is wide for the coarse-to-fine search, near for none, auto to decide from the data. Raises BadInput.
     """
 
     crystal: tuple[str, ...] = CRYSTAL
@@ -28,11 +29,14 @@ class Settings:
     max_iterations: int = 50
     model_error: float | None = None
     start: str = "auto"
+    terms: tuple[str, ...] = TERMS
 
     def __post_init__(self) -> None:
         for group, allowed in (("crystal", CRYSTAL), ("detector", DETECTOR), ("beam", BEAM)):
             for name in getattr(self, group):
                 check_choice(f"refine.{group}", name, allowed)
+        for name in self.terms:
+            check_choice("refine.terms", name, TERMS)
         check_choice("refine.start", self.start, STARTS)
         if self.d_min is not None and not (math.isfinite(self.d_min) and self.d_min > 0):
             raise BadInput(f"d_min is {self.d_min}: expected a resolution in Å above 0")

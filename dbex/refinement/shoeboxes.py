@@ -5,7 +5,7 @@ ones say where the crystal does not diffract. A pixel belongs to the nearest pre
 tails that neighbours send into a box are part of its model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from dbex.refinement.parameters import Models
 from dbex.still import Amplitudes, Bools, Floats, Ints, Still
 from nanobrag_torch.lattice import reciprocal_basis
-from nanobrag_torch.profile import centroids, intersection_px
+from nanobrag_torch.config import CrystalConfig
+from nanobrag_torch.profile import Centroids, centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
 from nanobrag_torch.tensors import as_tensor, dot, unit
 from nanobrag_torch.fused import BoxPixels
@@ -75,43 +76,83 @@ class Shoeboxes:
         return max(int(self.inside[part].sum(1).max()), 1), int((self.node[part] >= 0).sum(1).max())
 
 
-def predict(models: Models, amplitudes: Amplitudes, d_min: float, k_max: float, shapes: list[tuple[int, int]]) -> Predictions:
-    """The reflections of the list whose nodes lie within `k_max` widths of the Ewald sphere and meet a panel."""
-    like = models.panels.origin
-    A = reciprocal_basis(models.crystal, like)
-    q = torch.as_tensor(amplitudes.hkl, dtype=like.dtype) @ A.T
-    k0 = unit(as_tensor(models.beam.direction, like)) / as_tensor(models.beam.wavelength_A, like)
-    # a cheap cut first: nodes far from the sphere compared with any width
-    epsilon = torch.linalg.vector_norm(q + k0, dim=-1) - torch.linalg.vector_norm(k0)
-    finer = (q**2).sum(-1) > 1 / d_min**2
-    near = torch.nonzero((torch.abs(epsilon) < 0.03) & ~finer & ((q**2).sum(-1) > 0)).flatten()
-    found = centroids(q[near], node_covariance(models.crystal, models.beam, q[near]), models.beam)
-    near = near[torch.abs(found.k) < k_max]
-    return _on_panels(models, near, q[near], shapes)
+def predict(
+    models: Models, amplitudes: Amplitudes, d_min: float, k_max: float, shapes: list[tuple[int, int]]
+) -> Predictions:
+    """The reflections of the list of which a component lies within `k_max` widths of the Ewald sphere, on a panel.
 
-
-def _on_panels(models: Models, index: Tensor, q: Tensor, shapes: list[tuple[int, int]]) -> Predictions:
-    """Where the nodes q (n, 3) are recorded: for each the panel that its ray meets."""
-    spread = node_covariance(models.crystal, models.beam, q)
-    found = centroids(q, spread, models.beam)
-    panel = torch.full((len(q),), -1, dtype=torch.long)
-    xy = torch.full((len(q), 2), torch.nan, dtype=q.dtype)
+    The centroid is that of all components, each with its share and its partiality.
+    """
+    hkl = torch.as_tensor(amplitudes.hkl, dtype=models.panels.origin.dtype)
+    length = torch.linalg.vector_norm(hkl @ reciprocal_basis(models.crystal, hkl).T, dim=-1)
+    index = torch.nonzero((length > 0) & (length <= 1 / d_min)).flatten()
+    seen = components_seen(models, hkl[index])
+    near = torch.abs(seen.k) < k_max
+    index, seen = index[near], components_seen(models, hkl[index[near]])
+    panel = torch.full((len(index),), -1, dtype=torch.long)
     for i, (n_slow, n_fast) in enumerate(shapes):
-        toward = dot(found.s1, models.panels.normal[i]) * models.panels.distance[i] > 0
-        here = intersection_px(models.panels, torch.full_like(panel, i), found.s1)
+        toward = dot(seen.s1, models.panels.normal[i]) * models.panels.distance[i] > 0
+        here = intersection_px(models.panels, torch.full_like(panel, i), seen.s1)
         inside = toward & (here >= 0).all(-1) & (here[:, 0] < n_fast) & (here[:, 1] < n_slow) & (panel < 0)
-        panel[inside], xy[inside] = i, here[inside]
+        panel[inside] = i
     hit = panel >= 0
-    sigma = spot_size_px(models, q[hit], found.s1[hit], panel[hit])
-    return Predictions(
-        index[hit].numpy(), panel[hit].numpy(), xy[hit].numpy(), found.k[hit].numpy(), sigma.numpy()
-    )
+    return placed(models, index[hit], hkl[index[hit]], panel[hit])
 
 
-def spot_size_px(models: Models, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Seen:
+    """Reflections as all components together show them: excitation k (n,), the one that a single Gaussian of that
+    partiality would have; mean direction s1 (n, 3); share (c, n) of each component in the intensity; and what the
+    components alone are."""
+
+    k: Tensor
+    s1: Tensor
+    share: Tensor
+    each: list[Centroids]
+
+
+def components_seen(models: Models, hkl: Tensor) -> Seen:
+    """The reflections hkl (n, 3) on the Ewald sphere."""
+    each, densities, peaks = [], [], []
+    for part in models.components:
+        q = hkl @ reciprocal_basis(part.crystal, hkl).T
+        found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
+        each.append(found)
+        densities.append(part.ln_weight - torch.log(found.width) - 0.5 * found.k**2)
+        peaks.append(part.ln_weight - torch.log(found.width))
+    ln_density = torch.logsumexp(torch.stack(densities), 0)
+    share = torch.exp(torch.stack(densities) - ln_density)
+    if len(each) == 1:
+        return Seen(each[0].k, each[0].s1, share, each)
+    ln_partiality = ln_density - torch.logsumexp(torch.stack(peaks), 0)
+    side = torch.sign(sum_of(share, [found.epsilon for found in each]))
+    k = side * torch.sqrt((-2 * ln_partiality).clamp_min(1e-12))
+    return Seen(k, unit(sum_of(share[..., None], [found.s1 for found in each])), share, each)
+
+
+def sum_of(share: Tensor, values: list[Tensor]) -> Tensor:
+    """The mean of components' values with their shares."""
+    return (share * torch.stack(values)).sum(0)
+
+
+def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor) -> Predictions:
+    """Predictions of reflections whose panels are known."""
+    seen = components_seen(models, hkl)
+    positions = [intersection_px(models.panels, panel, found.s1) for found in seen.each]
+    xy = sum_of(seen.share[..., None], positions)
+    squared = [
+        spot_size_px(models, part.crystal, hkl @ reciprocal_basis(part.crystal, hkl).T, found.s1, panel) ** 2
+        + (position - xy) ** 2
+        for part, found, position in zip(models.components, seen.each, positions, strict=True)
+    ]
+    sigma = torch.sqrt(sum_of(seen.share[..., None], squared))
+    return Predictions(index.numpy(), panel.numpy(), xy.numpy(), seen.k.numpy(), sigma.numpy())
+
+
+def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
     """Rms sizes (n, 2) of spots along fast and slow, in pixels: the node's Gaussian cut by the Ewald sphere."""
     panels = models.panels
-    covariance = node_covariance(models.crystal, models.beam, q)
+    covariance = node_covariance(crystal, models.beam, q)
     normal = panels.normal[panel]
     cosine = torch.abs(dot(s1, normal))
     wavelength = as_tensor(models.beam.wavelength_A, q)
@@ -134,12 +175,13 @@ def observed_predictions(still: Still, models: Models) -> Predictions:
     rows = np.array([i for i, h in enumerate(still.observed.hkl.tolist()) if tuple(h) in place], dtype=np.int64)
     hkl = still.observed.hkl[rows]
     index = np.array([place[tuple(h)] for h in hkl.tolist()], dtype=np.int64)
-    like = models.panels.origin
-    q = torch.as_tensor(hkl, dtype=like.dtype) @ reciprocal_basis(models.crystal, like).T
-    found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
-    panel = torch.as_tensor(still.observed.panel[rows])
-    sigma = spot_size_px(models, q, found.s1, panel)
-    return Predictions(index, still.observed.panel[rows], still.observed.xy_px[rows], found.k.numpy(), sigma.numpy())
+    found = placed(
+        models,
+        torch.as_tensor(index),
+        torch.as_tensor(hkl, dtype=models.panels.origin.dtype),
+        torch.as_tensor(still.observed.panel[rows]),
+    )
+    return replace(found, xy_px=still.observed.xy_px[rows])
 
 
 def half_sizes(predictions: Predictions, rivals: Predictions) -> Ints:

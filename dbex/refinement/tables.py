@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from dbex.refinement.objective import Local, Objective
-from dbex.refinement.shoeboxes import Shoeboxes
+from dbex.refinement.shoeboxes import components_seen, sum_of
 from dbex.still import BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.lattice import reciprocal_basis
-from nanobrag_torch.profile import Layer, centroids, intersection_px, rays
-from nanobrag_torch.spread import node_covariance
+from nanobrag_torch.profile import Layer, intersection_px, rays
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
 #: Core pixels are those where the spot exceeds this fraction of its box's maximum.
@@ -76,25 +75,26 @@ def excitation(solved: Solved) -> Excitation:
     panel = boxes.pixels.panel
 
     def ln_partiality(x: Tensor) -> Tensor:
-        models = objective.map.models(x)
-        q = hkl @ reciprocal_basis(models.crystal, x).T
-        found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
-        return -0.5 * found.k**2 - torch.log(found.width)
+        seen = components_seen(objective.map.models(x), hkl)
+        widths = torch.stack([torch.log(found.width) for found in seen.each])
+        return -0.5 * seen.k**2 - (seen.share.detach() * widths).sum(0)
 
     slope = jacfwd(ln_partiality)(solved.x).numpy()
     variance = np.einsum("ni,ij,nj->n", slope, solved.covariance, slope)
     models = objective.map.models(solved.x)
+    seen = components_seen(models, hkl)
     q = hkl @ reciprocal_basis(models.crystal, solved.x).T
-    found = centroids(q, node_covariance(models.crystal, models.beam, q), models.beam)
-    xy = intersection_px(models.panels, panel, found.s1)
+    positions = [intersection_px(models.panels, panel, found.s1) for found in seen.each]
+    xy = sum_of(seen.share[..., None], positions)
+    epsilon = sum_of(seen.share, [found.epsilon for found in seen.each])
     whole = Layer(torch.zeros_like(models.panels.thickness), models.panels.thickness)
     factor = rays(models.panels, models.beam, panel, xy[:, 1], xy[:, 0], whole, 1).factor
     s0 = unit(as_tensor(models.beam.direction, q))
     to_node = unit(q + s0 / as_tensor(models.beam.wavelength_A, q))
     turn = torch.linalg.cross(unit(torch.linalg.cross(q, s0.expand_as(q))), q)
-    delpsi = -found.epsilon / dot(to_node, turn)
+    delpsi = -epsilon / dot(to_node, turn)
     return Excitation(
-        found.k.numpy(), np.sqrt(np.maximum(variance, 0)), xy.numpy(), found.s1.numpy(), delpsi.numpy(), factor.numpy()
+        seen.k.numpy(), np.sqrt(np.maximum(variance, 0)), xy.numpy(), seen.s1.numpy(), delpsi.numpy(), factor.numpy()
     )
 
 

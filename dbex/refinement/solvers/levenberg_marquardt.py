@@ -16,6 +16,8 @@ from dbex.still import Floats
 
 #: Steps that repeat are a solution where they are below this fraction of the esds; so many are looked at.
 STALLED_ESDS, WINDOW = 0.1, 5
+#: Where no step lowers the merit, however short, the last whole step must have been below this.
+LOWEST_ESDS = 0.5
 
 
 @runtime_checkable
@@ -62,7 +64,8 @@ def minimise(
         if size < tolerance_esds:
             message, converged = f"the next step is {size:.2g} esds", True
             break
-        sizes.append(size)
+        if not history or history[-1].accepted:
+            sizes.append(size)
         if _stalled(sizes):
             message, converged = f"steps of {size:.2g} esds repeat", size < STALLED_ESDS
             break
@@ -83,7 +86,7 @@ def minimise(
         if progress is not None:
             progress(record, state)
         if damping > 1e8:
-            message, converged = "no step lowers the merit any more", size < 10 * tolerance_esds
+            message, converged = "no step lowers the merit any more", size < LOWEST_ESDS
             break
     return Solution(x, converged, message, tuple(history), matrix, state)
 

@@ -1,0 +1,150 @@
+"""Which terms the model of a crystal and its beam needs, chosen by the data: each is tried and kept when it pays.
+
+Two descriptions are compared on the same boxes by -2 ln likelihood, Σ (Z² + ln V) with the priors. The richer one must
+lower it by more than ln(pixels) for each further parameter (Schwarz 1978), after χ² is scaled to the noise that the
+poorer one leaves: misfit counts as noise until something explains it.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from dbex.refinement.parameters import Parametrisation, isotropic_widths, parametrisation
+from dbex.refinement.problem import StillProblem
+from dbex.refinement.rounds import ROUGH_ESDS, Progress, Round, cell_of, printer
+from dbex.refinement.settings import Settings
+from dbex.refinement.solvers.levenberg_marquardt import minimise
+from dbex.still import Floats
+from nanobrag_torch.units import RADIANS_PER_DEGREE
+
+#: A bandwidth to begin with.
+FIRST_BANDWIDTH = 1e-3
+#: A second component begins this many rms rotations away along the axis about which the crystal is broadest, with
+#: this logit of its share.
+FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
+#: A term is tried where its beginning promises this part of its cost.
+HOPE = 0.5
+#: The simple group that each tensor replaces, and the field of the crystal that it starts from.
+REPLACES = {"mosaic_tensor": ("mosaicity", "mosaicity_deg"), "size_tensor": ("size", "domain_size_A")}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A term that was tried: its name, by how much -2 ln likelihood fell, its cost, and whether it was kept."""
+
+    name: str
+    gain: float
+    cost: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it paid."""
+        return self.gain > self.cost
+
+
+def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Round, list[Trial]]:
+    """The round with the terms that pay, on the boxes of `found`, and what was tried."""
+    trials: list[Trial] = []
+    for term in settings.terms:
+        starts = beginnings(found, term, settings)
+        if not starts:
+            continue
+        cost = (len(starts[0][0]) - len(found.objective.map)) * float(np.log(found.pixels))
+        hope = max(promised(found, map, x) for map, x in starts)
+        if hope < HOPE * cost:
+            trials.append(Trial(term, hope, cost))
+            continue
+        richer = [solved_with(found, map, x, settings, term, report) for map, x in starts]
+        best = min(richer, key=minus_two_ln_likelihood)
+        noise = found.problem.noise(found.state) ** 2
+        gain = (minus_two_ln_likelihood(found) - minus_two_ln_likelihood(best)) / noise
+        trials.append(Trial(term, gain, cost))
+        if trials[-1].kept:
+            found = best
+    return found, trials
+
+
+def promised(found: Round, map: Parametrisation, x: Floats) -> float:
+    """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where a term begins."""
+    problem = StillProblem(replace(found.objective, map=map).prepared())
+    state = problem.trial(x, found.state)
+    matrix, gradient = problem.normal(x, state)
+    fall = found.state.local.merit - state.local.merit + float(gradient @ np.linalg.solve(matrix, gradient))
+    return fall / found.problem.noise(found.state) ** 2
+
+
+def solved_with(
+    found: Round, map: Parametrisation, x: Floats, settings: Settings, term: str, report: Progress
+) -> Round:
+    """The boxes of `found` solved with another parametrisation, roughly."""
+    objective = replace(found.objective, map=map).prepared()
+    show = printer(f"trying {term}", objective, report)
+    solution = minimise(StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, show)
+    return Round(objective, solution, found.predictions)
+
+
+def minus_two_ln_likelihood(found: Round) -> float:
+    """Σ (Z² + ln V) over used pixels, and the priors' terms."""
+    used = found.objective.boxes.used
+    return found.state.local.merit + float(torch.log(found.state.variance[used]).sum())
+
+
+def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parametrisation, Floats]]:
+    """Parametrisations with one more term and where each begins; none where the term does not apply."""
+    map, x = found.objective.map, found.solution.x
+    crystal_groups = list(map.free_groups("crystal"))
+    if term == "bandwidth":
+        if "bandwidth" in map.free_groups("beam") or not {"size", "mosaicity"} <= set(settings.crystal):
+            return []
+        beam = replace(map.beam, bandwidth=max(float(map.beam.bandwidth), FIRST_BANDWIDTH))
+        return [widened(replace(map, beam=beam), x, crystal_groups, (*map.free_groups("beam"), "bandwidth"))]
+    if term == "component":
+        if "mosaicity" not in settings.crystal:
+            return []
+        return second_components(map, x, crystal_groups)
+    simple, field = REPLACES[term]
+    if simple not in crystal_groups:
+        return []
+    models = map.models(torch.as_tensor(x))
+    crystal = replace(map.crystal, **{field: float(getattr(models.crystal, field))})
+    groups = [term if group == simple else group for group in crystal_groups]
+    return [widened(replace(map, crystal=crystal), x, groups, map.free_groups("beam"))]
+
+
+def second_components(map: Parametrisation, x: Floats, groups: list[str]) -> list[tuple[Parametrisation, Floats]]:
+    """A second component to either side of the first, about the axis of the crystal's broadest rotations."""
+    crystal = map.models(torch.as_tensor(x)).crystal
+    _, width = isotropic_widths(crystal)
+    axis, rms = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), width
+    if crystal.mosaic_covariance_deg2 is not None:
+        values, vectors = torch.linalg.eigh(torch.as_tensor(crystal.mosaic_covariance_deg2))
+        axis, rms = vectors[:, -1], float(values[-1] ** 0.5)
+    result = []
+    for side in (1.0, -1.0):
+        wider, start = widened(replace(map, second_width_deg=width), x, [*groups, "component"], map.free_groups("beam"))
+        start[wider.place("second_share")] = FIRST_LOGIT
+        turn = side * FIRST_OFFSET * rms * RADIANS_PER_DEGREE * axis
+        for name, value in zip(("second_x", "second_y", "second_z"), turn.tolist(), strict=True):
+            start[wider.place(name)] = value
+        result.append((wider, start))
+    return result
+
+
+def widened(
+    map: Parametrisation, x: Floats, crystal_groups: list[str], beam_groups: tuple[str, ...]
+) -> tuple[Parametrisation, Floats]:
+    """The parametrisation with these groups free; what both have keeps its value."""
+    wider = parametrisation(
+        map.crystal,
+        map.detector,
+        map.beam,
+        cell_of(map),
+        crystal_groups,
+        map.free_groups("detector"),
+        beam_groups,
+        map.ln_scale,
+    )
+    wider = replace(wider, second_width_deg=map.second_width_deg)
+    known = {p.name: value for p, value in zip(map.parameters, x, strict=True)}
+    return wider, np.array([known.get(p.name, 0.0) for p in wider.parameters])
