@@ -1,5 +1,7 @@
 """The stages of a refinement as sets of free groups, and a step of each parameter for differences."""
 
+from dataclasses import replace
+
 import torch
 
 from dbex.refinement.parameters import _GROUPS, parametrisation
@@ -13,6 +15,7 @@ STAGES = {
     "crystal and beam": (CRYSTAL, (), BEAM),
     "detector and beam": ((), DETECTOR, BEAM),
     "tensors": (("orientation", "cell", "scale", "mosaic_tensor", "size_tensor"), (), ()),
+    "two components": (("orientation", "cell", "scale", "b_factor", "size", "mosaic_tensor", "component"), (), ()),
 }
 
 #: A step of each coordinate: about a fiftieth of what moves or widens a spot by its width.
@@ -25,16 +28,22 @@ STEPS = {
     "distance": 2e-3,
     "shift": 5e-4,
     **dict.fromkeys(("tilt", "wavelength", "direction"), 2e-5),
+    "component": 0.01,
+    # the turns of a second component, among its shares and widths
+    **dict.fromkeys(("second_x", "second_y", "second_z"), 5e-5),
 }
 
 
 def steps_of(map):
     """The steps (n,) of all free parameters."""
     group_of = {row[0]: group for group, rows in _GROUPS.items() for row in rows}
-    return torch.tensor([STEPS[group_of.get(p.name, "cell")] for p in map.parameters], dtype=torch.float64)
+    steps = [STEPS.get(p.name, STEPS[group_of.get(p.name, "cell")]) for p in map.parameters]
+    return torch.tensor(steps, dtype=torch.float64)
 
 
 def map_of(crystal, detector, beam, free_cell, stage, ln_scale=0.0):
+    """The parametrisation of a stage; a second component starts as the first one is, so that zero changes nothing."""
     if "bandwidth" in STAGES[stage][2]:
         beam = override(beam, {"bandwidth": 1e-3})
-    return parametrisation(crystal, detector, beam, free_cell, *STAGES[stage], ln_scale)
+    map = parametrisation(crystal, detector, beam, free_cell, *STAGES[stage], ln_scale)
+    return replace(map, second_width_deg=float(crystal.mosaicity_deg))

@@ -200,9 +200,12 @@ class TestDB_AT_010_RefinedParameters:
         rule, both = Quadrature(), torch.tensor([0, 1])
 
         def total(x):
-            models = map.models(x)
-            at = nodes(models.crystal, models.panels, models.beam, small.struck, both, models.ln_scale, rule)
-            return (pair_intensities(at, models.panels, models.beam, PIXELS, PAIRS, rule) * small.weight).sum()
+            models, image = map.models(x), torch.zeros_like(small.weight)
+            for part in models.components:
+                scale = models.ln_scale + part.ln_weight
+                at = nodes(part.crystal, models.panels, models.beam, small.struck, both, scale, rule)
+                image = image + pair_intensities(at, models.panels, models.beam, PIXELS, PAIRS, rule)
+            return (image * small.weight).sum()
 
         f = vmap(total)
         at = x.clone().requires_grad_()
