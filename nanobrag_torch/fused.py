@@ -164,7 +164,7 @@ def _absorbed(panels: Panels, layer: Layer, of: Tensor, centre: Vec, normal: Vec
         mean, _, captured = layer_depth(panels, layer, panel, cosine)
         return mean, torch.where(absorbing, captured, torch.full_like(captured, 1.0 / layers))
 
-    (mean, capture), (slope, capture_slope) = torch.func.jvp(at, (cosine,), (torch.ones_like(cosine),))
+    (mean, capture), (slope, capture_slope) = torch.func.jvp(at, (cosine,), (torch.ones_like(cosine),))  # type: ignore[misc]
     return Depth(mean, slope, capture_slope / capture, capture, _times(per_range, _plus(normal, -cosine, s1)))
 
 

@@ -33,7 +33,9 @@ def size_covariance(crystal: CrystalConfig, like: Tensor) -> Tensor:
         size = n_cells.prod() if crystal.domain_size_A is None else as_tensor(crystal.domain_size_A, like)
         return GAUSS_VARIANCE / (fudge * size**2) * torch.eye(3, dtype=like.dtype, device=like.device)
     if crystal.shape != "gauss":
-        raise ValueError(f"shape {crystal.shape!r} has no Gaussian closed form: use gauss, gauss_isotropic or simulate()")
+        raise ValueError(
+            f"shape {crystal.shape!r} has no Gaussian closed form: use gauss, gauss_isotropic or simulate()"
+        )
     A = reciprocal_basis(crystal, like)
     return A @ torch.diag(GAUSS_VARIANCE / (fudge * n_cells**2)) @ A.T
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
-from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit, solved_round
+from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import Solved, box_table, figures_of_merit, free_intensities, pixel_table
+from dbex.refinement.terms import Trial
 from dbex.refinement.uncertainty import Demand, curvature, demands
 from dbex.refinement.verdict import judge
-from dbex.refinement.terms import Trial
 from dbex.still import Floats, Iteration, ParameterEstimate, Refined, Still
-from nanobrag_torch.config import BeamConfig, CrystalConfig
+from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
 from nanobrag_torch.lattice import orientation
 
 
@@ -41,13 +41,17 @@ def conclude(
         "chi2_reduced": reduced,
         "esd_inflation": inflation,
         "condition_number": bend.condition_number,
-        "relative_model_error": fitted_model_error(still, final) if settings.model_error is None else settings.model_error,
+        "relative_model_error": fitted_model_error(still, final)
+        if settings.model_error is None
+        else settings.model_error,
         "d_min_A": resolution_limit(still, settings),
         "search_median_px_before": found.median_px_before if found else float("nan"),
         "search_median_px_after": found.median_px_after if found else float("nan"),
         "explained_spots": found.explained if found else float("nan"),
     }
-    figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {f"cost_{trial.name}": trial.cost for trial in trials}
+    figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
+        f"cost_{trial.name}": trial.cost for trial in trials
+    }
     wanted = unmet_demands(solved, settings, inflation)
     crystal, beam = plain(map, x)
     return Refined(
@@ -102,9 +106,9 @@ def plain(map: Parametrisation, x: Tensor) -> tuple[CrystalConfig, BeamConfig]:
     )
 
 
-def rows(matrix: object) -> tuple[tuple[float, ...], ...]:
+def rows(matrix: Matrix) -> Matrix:
     """A matrix as nested tuples."""
-    return tuple(tuple(row) for row in torch.as_tensor(matrix).tolist())
+    return tuple((float(x), float(y), float(z)) for x, y, z in torch.as_tensor(matrix).tolist())
 
 
 def estimates(
@@ -143,9 +147,7 @@ def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[
     detector = tuple(g for g in ("distance", "shift", "tilt") if g not in settings.detector)
     if not detector:
         return []
-    wider = parametrisation(
-        map.crystal, map.detector, map.beam, cell_of(map), (), detector, (), map.ln_scale
-    )
+    wider = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, (), map.ln_scale)
     both = replace(map, parameters=map.parameters + wider.parameters)
     x = torch.cat([solved.x, torch.zeros(len(wider), dtype=solved.x.dtype)])
     asked = replace(solved.objective, map=both).prepared()

@@ -129,7 +129,9 @@ class Objective:
         plane_data = (wT * boxes.data[..., None]).sum(1)
         wP = w[..., None] * profiles
         node_node = profiles.transpose(1, 2) @ wP - plane_node.transpose(1, 2) @ inverse @ plane_node
-        node_data = (wP * boxes.data[..., None]).sum(1) - (plane_node.transpose(1, 2) @ (inverse @ plane_data[..., None]))[..., 0]
+        node_data = (wP * boxes.data[..., None]).sum(1) - (
+            plane_node.transpose(1, 2) @ (inverse @ plane_data[..., None])
+        )[..., 0]
         factor, z = self._solve_intensities(node_node, node_data)
         intensity = self.prior.mean + self.prior.sd * z
         at_nodes = intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
@@ -149,7 +151,9 @@ class Objective:
         right = (node_data - (node_node @ mean[..., None])[..., 0]) * sd * real
         rows = place[:, :, None].expand_as(block).flatten().numpy()
         cols = place[:, None, :].expand_as(block).flatten().numpy()
-        matrix = sparse.coo_matrix((block.flatten().numpy(), (rows, cols)), shape=(m, m)).tocsc() + sparse.identity(m, format="csc")
+        matrix = sparse.coo_matrix((block.flatten().numpy(), (rows, cols)), shape=(m, m)).tocsc() + sparse.identity(
+            m, format="csc"
+        )
         total = np.bincount(place.flatten().numpy(), right.flatten().numpy(), m)
         factor = splu(matrix)
         return factor, torch.as_tensor(factor.solve(total))
@@ -203,15 +207,18 @@ class Objective:
         for number, part in enumerate(self.parts()):
             pixels, reach = self.boxes.extent(part)
             rows = _places(part, k * parts, reach * parts)
-            yield part, box_derivatives(
-                _rows(at, part, k * parts, reach * parts),
-                at_nodes[part, :reach].repeat_interleave(parts, 1),
-                columns.rows(rows),
-                self.samples_of(x, number, part),
-                self.boxes.pixels.cut(part, pixels),
-                models.panels,
-                models.beam,
-                follow,
+            yield (
+                part,
+                box_derivatives(
+                    _rows(at, part, k * parts, reach * parts),
+                    at_nodes[part, :reach].repeat_interleave(parts, 1),
+                    columns.rows(rows),
+                    self.samples_of(x, number, part),
+                    self.boxes.pixels.cut(part, pixels),
+                    models.panels,
+                    models.beam,
+                    follow,
+                ),
             )
 
     def _node_numbers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

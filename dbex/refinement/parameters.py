@@ -115,7 +115,11 @@ class Parametrisation:
     def free_groups(self, kind: str) -> tuple[str, ...]:
         """The groups of "crystal", "detector" or "beam" that are free, in order."""
         names = [p.name for p in self.parameters]
-        own = ("cell", *_CRYSTAL_GROUPS) if kind == "crystal" else {"detector": _DETECTOR_GROUPS, "beam": _BEAM_GROUPS}[kind]
+        own = (
+            ("cell", *_CRYSTAL_GROUPS)
+            if kind == "crystal"
+            else {"detector": _DETECTOR_GROUPS, "beam": _BEAM_GROUPS}[kind]
+        )
         return tuple(
             group
             for group in own
@@ -142,7 +146,11 @@ class Parametrisation:
         )
         crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
         return Models(
-            crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), self._components(crystal, at, zero)
+            crystal,
+            panels,
+            self._beam(at, x),
+            self.ln_scale + at.get("scale", zero),
+            self._components(crystal, at, zero),
         )
 
     @property
@@ -172,14 +180,15 @@ class Parametrisation:
         free = [name for name in CELL if name in at]
         if free:
             base = np.array([float(getattr(self.crystal, name)) for name in CELL])
-            start = base[[CELL.index(name) for name in free]]
             change = [
-                s * torch.expm1(at[name]) if CELL.index(name) < 3 else at[name] / RADIANS_PER_DEGREE
-                for name, s in zip(free, start, strict=True)
+                base[CELL.index(name)] * torch.expm1(at[name])
+                if CELL.index(name) < 3
+                else at[name] / RADIANS_PER_DEGREE
+                for name in free
             ]
             cell = torch.as_tensor(base) + torch.as_tensor(self.cell_map) @ torch.stack(change)
             values |= dict(zip(CELL, cell.unbind(), strict=True))
-        if "domain_size" in at:
+        if "domain_size" in at and self.crystal.domain_size_A is not None:
             values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
         if "mosaicity" in at:
             values["mosaicity_deg"] = self.crystal.mosaicity_deg * torch.exp(at["mosaicity"])
@@ -215,7 +224,6 @@ class Parametrisation:
         if name in CELL:
             return float(getattr(models.crystal, name))
         plain = {
-            "domain_size": models.crystal.domain_size_A,
             "mosaicity": models.crystal.mosaicity_deg,
             "b_factor": models.crystal.b_factor_A2,
             "wavelength": models.beam.wavelength_A,
@@ -223,6 +231,8 @@ class Parametrisation:
             "scale": torch.exp(models.ln_scale),
             "distance": models.panels.distance.mean(),
         }
+        if name == "domain_size":
+            return isotropic_widths(models.crystal)[0]
         if name in plain:
             return float(plain[name])
         if name.split("_")[0] in TENSORS:
@@ -231,7 +241,9 @@ class Parametrisation:
             return float(torch.exp(models.components[1].ln_weight))
         if name.startswith("second_") and len(name) == len("second_xx"):
             return tensor_value(name.replace("second", "mosaic"), models.components[1].crystal)
-        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith(("misset", "second")) else UNITS[self.parameters[i].unit])
+        return float(x[i]) * (
+            1 / RADIANS_PER_DEGREE if name.startswith(("misset", "second")) else UNITS[self.parameters[i].unit]
+        )
 
 
 DIAGONAL = ("xx", "yy", "zz")
@@ -324,19 +336,23 @@ def parametrisation(
     parameters: list[Parameter] = []
     for group in crystal_groups:
         if group == "cell":
-            parameters += [
-                Parameter(name, "cell", "A" if CELL.index(name) < 3 else "deg", 0.02, 0.2) for name in names
-            ]
+            parameters += [Parameter(name, "cell", "A" if CELL.index(name) < 3 else "deg", 0.02, 0.2) for name in names]
         else:
-            parameters += [Parameter(name, group, *rest) for name, *rest in _GROUPS[group]]
+            parameters += _free(group, group)
     for outer, groups in (("detector", detector_groups), ("beam", beam_groups)):
-        parameters += [Parameter(name, outer, *rest) for group in groups for name, *rest in _GROUPS[group]]
+        for group in groups:
+            parameters += _free(group, outer)
     like = torch.zeros((), dtype=torch.float64)
     panels = stack_panels(detector, like)
     frame = detector_frame(panels, beam)
     return Parametrisation(
         tuple(parameters), crystal, tuple(detector), beam, panels, frame, np.asarray(cell_map, float), ln_scale
     )
+
+
+def _free(group: str, reported: str) -> list[Parameter]:
+    """The parameters of a group, under the name of the group that they are reported with."""
+    return [Parameter(name, reported, unit, step, prior) for name, unit, step, prior in _GROUPS[group]]
 
 
 def panel_records(detector: Sequence[DetectorConfig], panels: Panels) -> tuple[DetectorConfig, ...]:

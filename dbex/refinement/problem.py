@@ -9,7 +9,6 @@ from torch import Tensor
 from dbex.refinement.objective import Local, Objective
 from dbex.still import Floats
 
-
 #: Variances and linear optimum are brought into agreement this often before anything moves.
 FIRST_RENEWALS = 4
 

@@ -21,7 +21,7 @@ from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities
 from dbex.refinement.uncertainty import curvature
-from dbex.still import Floats, Iteration, Still
+from dbex.still import Floats, Ints, Iteration, Still
 from nanobrag_torch.profile import Quadrature
 
 Progress = Callable[[Iteration], None]
@@ -50,6 +50,7 @@ class Round:
 
     @property
     def state(self) -> State:
+        """Variances and linear optimum at the solution."""
         found: State = self.solution.state
         return found
 
@@ -74,9 +75,7 @@ def start(still: Still, settings: Settings) -> Parametrisation:
     beam = still.beam
     if "bandwidth" in settings.beam and float(beam.bandwidth) == 0:
         beam = replace(beam, bandwidth=1e-3)
-    return parametrisation(
-        crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam
-    )
+    return parametrisation(crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam)
 
 
 def with_widths(map: Parametrisation, found: Search | None) -> Parametrisation:
@@ -90,15 +89,14 @@ def with_widths(map: Parametrisation, found: Search | None) -> Parametrisation:
 
 def resolution_limit(still: Still, settings: Settings) -> float:
     """d_min: as asked, else a little beyond the indexed spots, never beyond the amplitudes."""
-    unit_cell_A = np.linalg.norm(_q_of(still, still.amplitudes.hkl), axis=1)
-    finest = 1 / unit_cell_A.max()
+    finest = 1 / float(np.linalg.norm(_q_of(still, still.amplitudes.hkl), axis=1).max())
     if settings.d_min is not None:
         return max(settings.d_min, finest)
     spots = np.linalg.norm(_q_of(still, still.observed.hkl), axis=1)
     return max(finest, BEYOND_SPOTS / float(np.quantile(spots, 0.95)))
 
 
-def _q_of(still: Still, hkl: Floats) -> Floats:
+def _q_of(still: Still, hkl: Ints) -> Floats:
     """Scattering vectors (n, 3) under the model that was read."""
     return hkl @ np.asarray(still.experiment.crystal.get_A()).reshape(3, 3).T
 
@@ -173,7 +171,9 @@ def all_predicted(
         chosen = everything.select(np.abs(everything.k) < K_BOXES)
         boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
         if boxes is None or not len(boxes):
-            raise BadInput(f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask")
+            raise BadInput(
+                f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
+            )
         objective = objective_for(still, map, boxes, model_error)
         last = found is not None and _same_boxes(found, objective) > 0.98
         solution = minimise(
@@ -206,7 +206,9 @@ def fitted_model_error(still: Still, found: Round) -> float:
 def solved_round(found: Round) -> Solved:
     """A round with its covariance."""
     covariance = curvature(found.solution.matrix, found.objective.map).covariance
-    return Solved(found.objective, torch.as_tensor(found.solution.x), covariance, found.state.variance, found.state.local)
+    return Solved(
+        found.objective, torch.as_tensor(found.solution.x), covariance, found.state.variance, found.state.local
+    )
 
 
 def _same_boxes(found: Round, objective: Objective) -> float:
@@ -226,7 +228,13 @@ def printer(stage: str, objective: Objective, report: Progress) -> Callable[[Ste
     def show(step: Step, state: State) -> None:
         report(
             Iteration(
-                stage, step.number, state.local.chi2 / pixels, step.merit, step.damping, step.step_in_esds, step.accepted
+                stage,
+                step.number,
+                state.local.chi2 / pixels,
+                step.merit,
+                step.damping,
+                step.step_in_esds,
+                step.accepted,
             )
         )
 

@@ -7,7 +7,6 @@ at which no pixel of a spot is where the model puts it.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from scipy.optimize import least_squares
 from torch import Tensor
@@ -37,7 +36,11 @@ class Search:
 
 def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     """The x that brings centroids and nodes together, robust against spots that belong elsewhere."""
-    moving = [i for i, p in enumerate(map.parameters) if p.group in ("orientation", "cell", "detector") or p.name in ("wavelength", "direction_h", "direction_v")]
+    moving = [
+        i
+        for i, p in enumerate(map.parameters)
+        if p.group in ("orientation", "cell", "detector") or p.name in ("wavelength", "direction_h", "direction_v")
+    ]
     hkl = torch.as_tensor(still.observed.hkl, dtype=torch.float64)
     panel = torch.as_tensor(still.observed.panel)
     xy = torch.as_tensor(still.observed.xy_px)
@@ -48,9 +51,7 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     def residuals(part: Tensor) -> Tensor:
         models = map.models(base.index_copy(0, places, part))
         offset, angle = spot_offsets(models, hkl, panel, xy)
-        return torch.cat(
-            [offset.flatten() / CENTROID_ERROR_PX, angle / EXCITATION_ERROR_RAD, part / widths]
-        )
+        return torch.cat([offset.flatten() / CENTROID_ERROR_PX, angle / EXCITATION_ERROR_RAD, part / widths])
 
     start = base[places].numpy()
     before, _ = spot_offsets(map.models(base), hkl, panel, xy)

@@ -19,7 +19,8 @@ class Settings:
 
     `crystal`, `detector` and `beam` name the groups of parameters that move. Reflections finer than `d_min` (Å) are
     left out. `model_error` is the relative error of |F|² beyond the file's sigma, None estimates it from the data.
-    `terms` are tried one after the other and kept where the data pay for them. `start` is wide for the coarse-to-fine search, near for none, auto to decide from the data. Raises BadInput.
+    `terms` of the model are tried one after the other and kept where the data pay for them. `start` is near to go
+    without the search, wide to search; auto searches too: a search from a good start does no harm. Raises BadInput.
     """
 
     crystal: tuple[str, ...] = CRYSTAL

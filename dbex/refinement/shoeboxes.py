@@ -14,12 +14,12 @@ from torch import Tensor
 
 from dbex.refinement.parameters import Models
 from dbex.still import Amplitudes, Bools, Floats, Ints, Still
-from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.config import CrystalConfig
+from nanobrag_torch.fused import BoxPixels
+from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Centroids, centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
 from nanobrag_torch.tensors import as_tensor, dot, unit
-from nanobrag_torch.fused import BoxPixels
 
 #: A box reaches this many widths of its spot, and this many pixels of background, to each side.
 WIDTHS, MARGIN_PX = 3.0, 3
@@ -46,6 +46,7 @@ class Predictions:
         return len(self.index)
 
     def select(self, chosen: Bools | Ints) -> "Predictions":
+        """Some of them."""
         return Predictions(*(getattr(self, name)[chosen] for name in ("index", "panel", "xy_px", "k", "sigma_px")))
 
 
@@ -54,7 +55,8 @@ class Shoeboxes:
     """The pixels of n boxes of equal array size, and which reflections reach them.
 
     `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
-    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (not padding) and `used` are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
+    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (not padding) and `used` are (n, p); `basis`
+    (n, p, 3) spans the planes; `bbox` (n, 4).
     """
 
     pixels: BoxPixels
@@ -212,19 +214,32 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: 
     centre = np.floor(chosen.xy_px).astype(np.int64)
     fast = np.broadcast_to(centre[:, 0, None, None] + span[None, None, :], (len(chosen), len(span), len(span)))
     slow = np.broadcast_to(centre[:, 1, None, None] + span[None, :, None], fast.shape)
-    within = (np.abs(span)[None, None, :] <= half[:, 0, None, None]) & (np.abs(span)[None, :, None] <= half[:, 1, None, None])
+    within = (np.abs(span)[None, None, :] <= half[:, 0, None, None]) & (
+        np.abs(span)[None, :, None] <= half[:, 1, None, None]
+    )
     fast, slow, within = (a.reshape(len(chosen), -1) for a in (fast, slow, within))
     data, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
     own = within & _nearest(chosen, everything, slow, fast)
     used = own & trusted
-    left_out = {"pixels nearer to another prediction": int((within & ~own).sum()), "untrusted pixels": int((own & ~trusted).sum())}
+    left_out = {
+        "pixels nearer to another prediction": int((within & ~own).sum()),
+        "untrusted pixels": int((own & ~trusted).sum()),
+    }
     near_centre = (np.abs(fast - centre[:, :1]) <= 1) & (np.abs(slow - centre[:, 1:]) <= 1)
     mostly = used.sum(1) > USABLE_FRACTION * within.sum(1)
     central = (used | ~near_centre).all(1)
     keep = mostly & central
     left_out["boxes with too few usable pixels"] = int((~mostly).sum())
     left_out["boxes with an unusable pixel at the centre"] = int((mostly & ~central).sum())
-    bbox = np.stack([centre[:, 0] - half[:, 0], centre[:, 0] + half[:, 0] + 1, centre[:, 1] - half[:, 1], centre[:, 1] + half[:, 1] + 1], -1)
+    bbox = np.stack(
+        [
+            centre[:, 0] - half[:, 0],
+            centre[:, 0] + half[:, 0] + 1,
+            centre[:, 1] - half[:, 1],
+            centre[:, 1] + half[:, 1] + 1,
+        ],
+        -1,
+    )
     reflections, node = _contributions(chosen.select(keep), everything)
     x, y = (fast - centre[:, :1]) / half[:, :1], (slow - centre[:, 1:]) / half[:, 1:]
     order, count = _packed((own & on_panel)[keep])

@@ -16,6 +16,7 @@ from dbex.refinement.rounds import ROUGH_ESDS, Progress, Round, cell_of, printer
 from dbex.refinement.settings import Settings
 from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.still import Floats
+from nanobrag_torch.config import override
 from nanobrag_torch.units import RADIANS_PER_DEGREE
 
 #: A bandwidth to begin with.
@@ -66,7 +67,7 @@ def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Ro
 
 
 def promised(found: Round, map: Parametrisation, x: Floats) -> float:
-    """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where a term begins."""
+    """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where x is."""
     problem = StillProblem(replace(found.objective, map=map).prepared())
     state = problem.trial(x, found.state)
     matrix, gradient = problem.normal(x, state)
@@ -107,7 +108,7 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
     if simple not in crystal_groups:
         return []
     models = map.models(torch.as_tensor(x))
-    crystal = replace(map.crystal, **{field: float(getattr(models.crystal, field))})
+    crystal = override(map.crystal, {field: float(getattr(models.crystal, field))})
     groups = [term if group == simple else group for group in crystal_groups]
     return [widened(replace(map, crystal=crystal), x, groups, map.free_groups("beam"))]
 

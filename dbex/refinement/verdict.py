@@ -24,7 +24,9 @@ def judge(
     if figures["boxes_cc"] < FEWEST_STRONG:
         reasons.append(f"only {figures['boxes_cc']:.0f} boxes stand out from their background by 10 sigma")
     elif not figures["median_cc"] >= CC_LIMIT:
-        reasons.append(f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})")
+        reasons.append(
+            f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})"
+        )
     if not figures["chi2_core"] <= CORE_LIMIT:
         reasons.append(f"chi2 per core pixel is {figures['chi2_core']:.2f} (good: up to {CORE_LIMIT})")
     if figures["relative_model_error"] > MODEL_ERROR_LIMIT:

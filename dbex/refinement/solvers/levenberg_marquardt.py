@@ -13,9 +13,10 @@ import numpy as np
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.still import Floats
 
-
 #: Steps that repeat are a solution where they are below this fraction of the esds; so many are looked at.
 STALLED_ESDS, WINDOW = 0.1, 5
+#: Damping: to begin with, at least, and where the solver gives up.
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-9, 1e8
 #: Where no step lowers the merit, however short, the last whole step must have been below this.
 LOWEST_ESDS = 0.5
 
@@ -24,7 +25,9 @@ LOWEST_ESDS = 0.5
 class Problem(Protocol):
     """What the solver asks: states are opaque but for their merit."""
 
-    max_step: Floats
+    @property
+    def max_step(self) -> Floats:
+        """The largest step of each coordinate in one iteration."""
 
     def start(self, x: Floats) -> Any:
         """The state at x with weights from the data."""
@@ -53,7 +56,7 @@ def minimise(
     progress: Callable[[Step, Any], None] | None = None,
 ) -> Solution:
     """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit."""
-    damping, growth = 1e-3, 2.0
+    damping, growth = FIRST_DAMPING, 2.0
     state = problem.start(x)
     history: list[Step] = []
     sizes: list[float] = []
@@ -70,7 +73,7 @@ def minimise(
             message, converged = f"steps of {size:.2g} esds repeat", size < STALLED_ESDS
             break
         step = _damped_step(matrix, gradient, damping, problem.max_step)
-        expected = 2 * step @ gradient - step @ matrix @ step
+        expected = float(2 * step @ gradient - step @ matrix @ step)
         trial = problem.trial(x + step, state)
         gain = (problem.merit(state) - problem.merit(trial)) / max(expected, 1e-300)
         accepted = bool(np.isfinite(gain) and gain > 1e-3)
@@ -79,13 +82,12 @@ def minimise(
         if accepted:
             x, state = x + step, problem.renewed(x + step, trial)
             matrix, gradient = problem.normal(x, state)
-            damping, growth = damping * max(1 / 10, 1 - (2 * gain - 1) ** 3), 2.0
-            damping = max(damping, 1e-9)
+            damping, growth = max(LEAST_DAMPING, damping * max(0.1, 1 - (2 * gain - 1) ** 3)), 2.0
         else:
             damping, growth = damping * growth, growth * 2
         if progress is not None:
             progress(record, state)
-        if damping > 1e8:
+        if damping > MOST_DAMPING:
             message, converged = "no step lowers the merit any more", size < LOWEST_ESDS
             break
     return Solution(x, converged, message, tuple(history), matrix, state)
