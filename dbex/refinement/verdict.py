@@ -13,6 +13,8 @@ ASKED_ESDS = 5.0
 #: Above this condition number the worst direction is named.
 ILL_CONDITIONED = 1e8
 
+#: Held parameters are asked one at a time.
+_EACH = ", each if it alone were freed"
 _UNITS = {"distance": ("mm", 1.0), "shift": ("mm", 1.0), "tilt": ("mrad", 1e3)}
 
 
@@ -39,19 +41,23 @@ def judge(
         reasons.insert(0, "the last steps were still large compared with the esds")
     if not reasons:
         reasons = ["model and pixels agree within the noise"]
-    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend)))
+    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend, map.free_groups("detector"))))
 
 
-def _advice(wanted: list[Demand], bend: Curvature) -> list[str]:
+def _advice(wanted: list[Demand], bend: Curvature, free: tuple[str, ...]) -> list[str]:
     advice = []
-    for demand in sorted(wanted, key=lambda d: -d.esds):
-        if demand.esds > ASKED_ESDS:
-            group = demand.name.split("_")[0]
-            unit, factor = _UNITS[group]
-            advice.append(
-                f"the data ask for another {demand.name.replace('_', ' ')}: {demand.step * factor:+.3f} {unit} "
-                f"({demand.esds:.0f} esds); refine.detector={group} would free it"
-            )
+    asked = [demand for demand in sorted(wanted, key=lambda d: -d.esds) if demand.esds > ASKED_ESDS]
+    if asked:
+        moves = []
+        for demand in asked:
+            unit, factor = _UNITS[demand.name.split("_")[0]]
+            name = demand.name.replace("_", " ")
+            moves.append(f"{name} ({demand.step * factor:+.3f} {unit}, {demand.esds:.0f} esds)")
+        groups = [group for group in _UNITS if group in free or any(d.name.startswith(group) for d in asked)]
+        advice.append(
+            f"the data ask for another {', '.join(moves)}{_EACH if len(moves) > 1 else ''}: "
+            f"refine.detector={','.join(groups)} would find out"
+        )
     if bend.condition_number > ILL_CONDITIONED:
         advice.append(f"this still hardly determines the combination {bend.worst_direction}")
     return advice

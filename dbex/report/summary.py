@@ -11,6 +11,8 @@ from dbex.still import ParameterEstimate, Refined
 SIGNS = {"A": "Å", "A^2": "Å²", "deg": "°", "1": ""}
 #: Numbers that would need more decimals are written with an exponent.
 MOST_DECIMALS = 6
+#: Said when the data are content with what was held.
+NOTHING_ASKED = "nothing of the detector that is held asks to move"
 HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
 
 
@@ -26,7 +28,7 @@ def summary(refined: Refined, folder: Path | str) -> tuple[str, ...]:
         "; ".join(filter(None, (orientation(refined), moves(refined, crystal)))) or "crystal held",
         f"cell: {moves(refined, ['cell']) or 'held'}",
         "; ".join([*bench, *([f"{' and '.join(held)} held"] if held else [])]),
-        f"{'; '.join(refined.verdict.advice) or 'nothing more to free'}; results in {folder}",
+        f"{'; '.join(refined.verdict.advice) or NOTHING_ASKED}; results in {folder}",
     )
 
 

@@ -94,15 +94,22 @@ def minimise(
 
 
 def _stalled(sizes: list[float]) -> bool:
-    """Whether the steps no longer become smaller: weights that follow the model can make it swing about its optimum."""
+    """Whether small steps no longer shrink: weights that follow the model can make it swing about its optimum."""
     recent, before = sizes[-WINDOW:], sizes[:-WINDOW]
-    return len(before) >= 1 and min(recent) > 0.7 * min(before)
+    return len(before) >= 1 and 1.0 > min(recent) > 0.7 * min(before)
 
 
 def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Floats) -> Floats:
-    """The damped step, shortened as a whole where it exceeds the largest step of a parameter."""
-    step = np.linalg.solve(matrix + damping * np.diag(np.diag(matrix)), gradient)
-    return step / max(1.0, float(np.max(np.abs(step) / max_step)))
+    """The damped step; where it exceeds the largest step of a parameter that one goes so far, the others as is best
+    then."""
+    damped = matrix + damping * np.diag(np.diag(matrix))
+    step, held = np.linalg.solve(damped, gradient), np.zeros(len(gradient), bool)
+    while (beyond := ~held & (np.abs(step) > max_step)).any():
+        held |= beyond
+        step[held] = np.clip(step, -max_step, max_step)[held]
+        right = gradient[~held] - damped[np.ix_(~held, held)] @ step[held]
+        step[~held] = np.linalg.solve(damped[np.ix_(~held, ~held)], right)
+    return step
 
 
 def _whole_step_in_esds(matrix: Floats, gradient: Floats) -> float:
