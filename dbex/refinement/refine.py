@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from dbex.refinement.conclude import conclude
-from dbex.refinement.rounds import Progress, all_predicted, start, strong_stage, with_widths
+from dbex.refinement.rounds import FIRST_ROUNDS, ROUGH_ESDS, Progress, all_predicted, start, strong_stage, with_widths
 from dbex.refinement.search import search
 from dbex.refinement.settings import Settings
 from dbex.refinement.terms import choose_terms
@@ -30,7 +30,7 @@ def refine_still(still: Still, settings: Settings, progress: Progress | None = N
     clock.append(time.perf_counter())
     x, map = strong_stage(still, map, x, settings, report)
     clock.append(time.perf_counter())
-    simple = all_predicted(still, map, x, settings, report)
+    simple = all_predicted(still, map, x, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
     clock.append(time.perf_counter())
     chosen, trials = choose_terms(simple, settings, report)
     final = all_predicted(still, chosen.objective.map, chosen.solution.x, settings, report, before=chosen)

@@ -34,8 +34,8 @@ BEYOND_SPOTS = 0.85
 ROUGH_MODEL_ERROR = 1.0
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
 CONVERGED_ESDS, ROUGH_ESDS = 0.02, 0.5
-#: Rounds of predicting the boxes anew until they stay.
-MAX_ROUNDS = 6
+#: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
+FIRST_ROUNDS, MAX_ROUNDS = 2, 6
 #: Start widths: no narrower than what the search finds, no wider than a degree.
 MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 
@@ -154,11 +154,13 @@ def all_predicted(
     settings: Settings,
     report: Progress,
     rounds: int = MAX_ROUNDS,
+    tolerance_esds: float = CONVERGED_ESDS,
     before: Round | None = None,
 ) -> Round:
     """All reflections that the model predicts, predicted anew until the boxes stay and the model with them.
 
-    `before` is a round that ended at x, whose boxes and model error are those to begin with.
+    `before` is a round that ended at x, whose boxes and model error are those to begin with; the last round goes on
+    until steps are below `tolerance_esds`.
     """
     d_min = resolution_limit(still, settings)
     model_error = ROUGH_MODEL_ERROR if settings.model_error is None else settings.model_error
@@ -180,7 +182,7 @@ def all_predicted(
             StillProblem(objective),
             x,
             settings.max_iterations,
-            CONVERGED_ESDS if last or number == rounds - 1 else ROUGH_ESDS,
+            tolerance_esds if last or number == rounds - 1 else ROUGH_ESDS,
             printer(f"all predicted, round {number + 1}", objective, report),
         )
         moved = np.max(np.abs(solution.x - x) * np.sqrt(np.diag(solution.matrix)))
