@@ -161,12 +161,18 @@ def refine_scope() -> Any:
 
 
 def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
-    """The parameters that the arguments ask for, and the modified ones as phil text.
+    """The parameters of dbex.refine that the arguments ask for, and the modified ones as phil text; raises BadInput."""
+    parameters, modified = fetched(refine_scope(), arguments)
+    require_files(parameters)
+    return parameters, modified
+
+
+def fetched(scope: Any, arguments: Sequence[str]) -> tuple[Any, str]:
+    """The parameters of a scope that the arguments ask for, and the modified ones as phil text.
 
     Arguments are files, recognised by extension (.phil holds parameters), and key=value, where a key may leave out
     its leading scopes. Raises BadInput.
     """
-    scope = refine_scope()
     definitions = {definition.path: definition.object for definition in scope.all_definitions()}
     sources: list[Any] = []
     given: dict[str, str] = {}
@@ -181,7 +187,6 @@ def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
         quoted = value if value == "None" else tokenizer.quote_python_str('"', value)
         sources.append(libtbx.phil.parse(f"{path} = {quoted}"))
     parameters = scope.fetch(sources=sources).extract()
-    require_files(parameters)
     return parameters, scope.fetch_diff(source=scope.format(parameters)).as_str().strip()
 
 
@@ -190,6 +195,8 @@ def split_argument(argument: str, definitions: dict[str, Any]) -> tuple[str, str
     extension = Path(argument).suffix
     key, equals, value = argument.partition("=")
     if extension in FILES and (not equals or Path(argument).exists()):
+        if FILES[extension] not in definitions:
+            raise BadInput(f"{argument}: expected no {extension} file; leave it out")
         return FILES[extension], argument
     if equals and not value.strip():
         raise BadInput(f"{argument} has no value: expected {key}=value")
