@@ -40,6 +40,7 @@ LAYERS = {
         *("dbex.io", "dbex.models", "dbex.rois", "dbex.spot_widths", "dbex.background", "dbex.errors", "dbex.still"),
         *("dbex.physics.noise", "nanobrag_torch.config", "numpy"),
     ),
+    "dbex.measured_noise": ("dbex.io", "dbex.physics", "dbex.errors", "dbex.still", "numpy"),
     "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
     # What a refinement is asked to do is a plain record, which the files of its result repeat.
     "dbex.refinement.settings": ("dbex.errors",),
@@ -50,6 +51,7 @@ LAYERS = {
     "dbex.report": ("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib"),
     "dbex.cli": (
         *("dbex.report", "dbex.refinement", "dbex.data_load", "dbex.io", "dbex.errors", "dbex.still"),
+        "dbex.measured_noise",
         # Threads are the command's to set, and no maths.
         *("libtbx", "numpy", "tqdm", "torch.set_num_threads"),
     ),

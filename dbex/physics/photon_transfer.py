@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
-from dbex.physics.tiles import PixelNoise, Tiles, tiles_of, variance_of_variance
+from dbex.physics.sigma_z import SigmaZCheck, sigma_z
+from dbex.physics.tiles import PixelNoise, Tiles, residuals_of, tiles_of, variance_of_variance
 from dbex.still import Bools, Floats, Ints
 
 #: Passes of clipping; the last two differ by less than a thousandth.
@@ -37,6 +38,8 @@ LEAST_PANELS = 8
 LARGEST_RELATIVE_ESD = 0.15
 #: The slope's leverage in esds below which the spread of means is not told apart from their own noise.
 LEAST_LEVERAGE = 8.0
+#: A variance at zero that is missing is nothing beside so many times its size in photons of the dimmest tiles.
+NEGLIGIBLE = 0.02
 #: What is told apart from zero, in esds.
 SIGNIFICANT = 4.0
 
@@ -89,18 +92,32 @@ class NoiseMeasurement:
 
     `uniform` says whether lines of one slope, with an intercept for each panel, explain the tiles; if not, the gain is
     that of one line through all of them, which weighs pixels. `gain_scatter` is how much panels' gains differ (rms,
-    relative) beyond their esds, NaN where fewer than two are determined.
+    relative) beyond their esds, NaN where fewer than two are determined. `noise` is the model that clipped.
     """
 
     together: NoiseRecord
     panels: tuple[NoiseRecord, ...]
     uniform: bool
     gain_scatter: float
+    noise: PixelNoise
 
     @property
     def determined(self) -> bool:
         """Whether the gain of all panels together is measured."""
         return self.together.own_gain
+
+    @property
+    def recommended(self) -> tuple[float, float] | None:
+        """Gain and σ that weigh pixels as the background scatters: variance = gain · value + σ², with no pedestal.
+
+        A σ that is not told apart from zero is its esd, since no read-out noise is exactly zero. None where the gain
+        is not measured, or a pedestal leaves no variance at value zero.
+        """
+        at_zero, gain = self.together.variance_at_zero, self.together.gain.value
+        nothing = max(SIGNIFICANT * at_zero.esd, NEGLIGIBLE * gain * self.together.mean_range[0])
+        if not self.determined or at_zero.value < -nothing:
+            return None
+        return gain, float(np.sqrt(max(at_zero.value, at_zero.esd)))
 
 
 def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> NoiseMeasurement:
@@ -127,10 +144,12 @@ def _clipped_tiles(images: Sequence[NDArray[Any]], masks: Sequence[Bools], apart
 def pixel_noise(tiles: Tiles, panels: int, apart: bool) -> PixelNoise:
     """The noise that clips and weighs: a line through medians, which spots and bad regions do not reach, with one
     intercept or, `apart`, one for each panel."""
-    if len(tiles) < LEAST_TILES:
+    if len(tiles) < LEAST_TILES or not tiles.variance.any():
         return PixelNoise(0.0, np.zeros(panels), 1.0, np.inf)
-    typical = float(np.median(tiles.variance))
-    skew = max(float(np.median(tiles.third)) / typical, 0.0) if typical > 0 else 1.0
+    # Where most tiles hold no photon, their median says nothing.
+    middle = np.median if np.median(tiles.variance) > 0 else np.mean
+    typical = float(middle(tiles.variance))
+    skew = max(float(middle(tiles.third)) / typical, 0.0)
     group = tiles.panel if apart else np.zeros(len(tiles), dtype=np.int64)
     x, y = (values - _medians(values, group)[group] for values in (tiles.guide, tiles.variance))
     bins = np.array_split(np.argsort(x), BINS)
@@ -154,7 +173,7 @@ def _medians(values: Floats, group: Ints) -> Floats:
 
 def _misfit(tiles: Tiles, noise: PixelNoise) -> float:
     """How much more than by chance tiles scatter about lines of one slope, an intercept for each panel."""
-    return _Line(tiles, _weights(tiles, noise), tiles.panel, tiles.panel).misfit if len(tiles) >= LEAST_TILES else 0.0
+    return _Line(tiles, _weights(tiles, noise), tiles.panel, tiles.panel).misfit if np.isfinite(noise.least) else 0.0
 
 
 class _Line:
@@ -210,7 +229,7 @@ def _measurement(tiles: Tiles, noise: PixelNoise, uniform: bool) -> NoiseMeasure
     panels = []
     for panel in range(len(noise.at_zero)):
         panels.append(_record(panel, tiles.where(tiles.panel == panel), noise, uniform, shared))
-    return NoiseMeasurement(together, tuple(panels), uniform, _scatter(panels))
+    return NoiseMeasurement(together, tuple(panels), uniform, _scatter(panels), noise)
 
 
 def _record(panel: int | None, tiles: Tiles, noise: PixelNoise, uniform: bool, shared: Estimate | None) -> NoiseRecord:
@@ -218,9 +237,10 @@ def _record(panel: int | None, tiles: Tiles, noise: PixelNoise, uniform: bool, s
 
     Where the detector is not uniform all panels share one intercept, and none has a gain or a pedestal of its own.
     """
-    if len(tiles) < LEAST_TILES:
-        words = (f"{len(tiles)} tiles of background: expected at least {LEAST_TILES}",)
-        return NoiseRecord(panel, len(tiles), (np.nan, np.nan), NONE, False, *(NONE,) * 5, np.nan, words)
+    if len(tiles) < LEAST_TILES or not tiles.variance.any():
+        few = f"{len(tiles)} tiles of background: expected at least {LEAST_TILES}"
+        why = (few if len(tiles) < LEAST_TILES else "pixels do not differ at all",)
+        return NoiseRecord(panel, len(tiles), (np.nan, np.nan), NONE, False, *(NONE,) * 5, np.nan, why)
     weight = _weights(tiles, noise)
     single = np.arange(len(tiles))
     # Panels that do not keep to one line err as panels, if there are enough of them to tell.
@@ -298,6 +318,21 @@ def _correlation(tiles: Tiles, weight: Floats) -> Estimate:
     value = float(np.sum(part * covariance) / np.sum(part * variance))
     moved = part * (covariance - value * variance) / np.sum(part * variance)
     return Estimate(value, float(np.sqrt(np.sum(moved**2))))
+
+
+def background_z(images: Sequence[NDArray[Any]], masks: Sequence[Bools], measurement: NoiseMeasurement) -> SigmaZCheck:
+    """σ-Z of the background with the recommended gain and σ; raises BadInput where nothing is recommended."""
+    if measurement.recommended is None:
+        raise BadInput("no gain and read-out noise are recommended: expected a background that determines them")
+    gain, sigma = measurement.recommended
+    z, means, panels = [], [], []
+    for panel, mean, residual in residuals_of(images, masks, measurement.noise):
+        variance = gain * mean + sigma**2
+        lit = variance > measurement.noise.least  # in the dark Z is the remainder of two zeros
+        z.append(residual[lit] / np.sqrt(variance[lit]))
+        means.append(mean[lit])
+        panels.append(np.full(np.count_nonzero(lit), panel))
+    return sigma_z(np.concatenate(z), np.concatenate(means), np.concatenate(panels))
 
 
 def _scatter(panels: Sequence[NoiseRecord]) -> float:

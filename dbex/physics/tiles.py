@@ -164,7 +164,9 @@ def _covariance(rest: Floats, variance: Floats, count: Ints) -> Floats:
 def _background(values: Floats, used: Bools, planes: Floats, panel: int, noise: PixelNoise) -> Bools:
     """Tiles with enough pixels whose variance is within what chance allows."""
     count, mean, variance, _, _ = _moments(values, used, planes)
-    return (count >= LEAST_PIXELS) & _usual(variance, noise.variance(mean, panel), count, noise)
+    return (count >= LEAST_PIXELS) & _usual(
+        variance, noise.variance(mean, panel), np.maximum(count, LEAST_PIXELS), noise
+    )
 
 
 def _usual(variance: Floats, expected: Floats, pixels: Ints, noise: PixelNoise) -> Bools:
