@@ -49,10 +49,10 @@ refine
   beam = wavelength direction bandwidth
     .type = choice(multi=True)
     .help = "Parameters of the beam that move: wavelength, direction, bandwidth; or none."
-  terms = *bandwidth *mosaic_tensor *size_tensor *component
+  terms = *bandwidth *square *mosaic_tensor *size_tensor *component
     .type = choice(multi=True)
-    .help = "Terms of the model that are tried and kept where the data pay for them: bandwidth, mosaic_tensor,"
-            "size_tensor, component (a second orientation); or none."
+    .help = "Terms of the model that are tried and kept where the data pay for them: bandwidth, square (blocks with"
+            "flat faces), mosaic_tensor, size_tensor, component (a second orientation); or none."
   start = *auto wide near
     .type = choice
     .help = "How far the start may be off: wide begins with a coarse-to-fine search, near refines at once, auto"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
-from nanobrag_torch.lattice import orientation
+from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector
 from nanobrag_torch.spread import GAUSS_VARIANCE
@@ -93,7 +93,8 @@ def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: 
 @dataclass(frozen=True)
 class Parametrisation:
     """The map from x (n,) to models. `cell_map` (6, k) takes the independent cell parameters to the six;
-    `second_width_deg` is the mosaicity from which a second component starts."""
+    `second_width_deg` is the mosaicity from which a second component starts, `square_size_A` the edge from which
+    square blocks do."""
 
     parameters: tuple[Parameter, ...]
     crystal: CrystalConfig
@@ -104,6 +105,7 @@ class Parametrisation:
     cell_map: Floats
     ln_scale: float
     second_width_deg: float = 0.05
+    square_size_A: float = 500.0
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -156,9 +158,14 @@ class Parametrisation:
     @property
     def component_count(self) -> int:
         """How many components the crystal has."""
-        return 1 + sum(p.name == "second_share" for p in self.parameters)
+        names = [p.name for p in self.parameters]
+        return len(SQUARE) if "square_a" in names else 1 + ("second_share" in names)
 
     def _components(self, crystal: CrystalConfig, at: dict[str, Tensor], zero: Tensor) -> tuple[Component, ...]:
+        if "square_a" in at:
+            return square_components(
+                crystal, torch.stack([self.square_size_A * torch.exp(at[f"square_{axis}"]) for axis in "abc"])
+            )
         if "second_share" not in at:
             return (Component(crystal, zero),)
         turn = rotation_from_vector(torch.stack([at[f"second_{axis}"] for axis in "xyz"]))
@@ -190,6 +197,9 @@ class Parametrisation:
             values |= dict(zip(CELL, cell.unbind(), strict=True))
         if "domain_size" in at and self.crystal.domain_size_A is not None:
             values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
+        if "square_a" in at:
+            mean = torch.stack([at[f"square_{axis}"] for axis in "abc"]).mean()
+            values["domain_size_A"] = self.square_size_A * torch.exp(mean)
         if "mosaicity" in at:
             values["mosaicity_deg"] = self.crystal.mosaicity_deg * torch.exp(at["mosaicity"])
         for name, (field, unit_of) in TENSORS.items():
@@ -237,6 +247,8 @@ class Parametrisation:
             return float(plain[name])
         if name.split("_")[0] in TENSORS:
             return tensor_value(name, models.crystal)
+        if name.startswith("square_"):
+            return self.square_size_A * float(torch.exp(x[i]))
         if name == "second_share":
             return float(torch.exp(models.components[1].ln_weight))
         if name.startswith("second_") and len(name) == len("second_xx"):
@@ -254,6 +266,33 @@ TENSORS = {
     "mosaic": ("mosaic_covariance_deg2", lambda crystal: crystal.mosaicity_deg),
     "size": ("size_covariance", lambda crystal: GAUSS_VARIANCE**0.5 / crystal.domain_size_A),
 }
+
+
+#: sinc²(t), the interference function of a block of N cells at t = N Δh, as three Gaussians: weights and rms widths of
+#: a least-squares fit after smoothing by 0.4, which keeps its mean tail 1/(2π²t²) out to t = 12.
+SINC_SQUARED = ((0.849, 0.326), (0.111, 1.38), (0.040, 5.09))
+#: The products over three axes that carry more than 1 % each: ln weight and the three widths.
+SQUARE = tuple(
+    (weight_a * weight_b * weight_c, (a, b, c))
+    for weight_a, a in SINC_SQUARED
+    for weight_b, b in SINC_SQUARED
+    for weight_c, c in SINC_SQUARED
+    if weight_a * weight_b * weight_c > 0.01
+)
+
+
+def square_components(crystal: CrystalConfig, edges_A: Tensor) -> tuple[Component, ...]:
+    """A crystal of blocks with flat faces, of these lengths along a, b and c: a mixture of Gaussians in h whose
+    ln weights and covariances make up the product of three sinc²."""
+    cell = cell_tensor(crystal, edges_A)
+    B = reciprocal_matrix(cell)
+    total = sum(weight for weight, _ in SQUARE)
+    result = []
+    for weight, widths in SQUARE:
+        spread = (torch.as_tensor(widths, dtype=edges_A.dtype) * cell[:3] / edges_A) ** 2
+        part = override(crystal, {"size_covariance": B @ torch.diag(spread) @ B.T})
+        result.append(Component(part, torch.log(torch.full_like(edges_A[0], weight / total))))
+    return tuple(result)
 
 
 def tensor_value(name: str, crystal: CrystalConfig) -> float:
@@ -301,6 +340,7 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "mosaicity": (("mosaicity", "deg", 0.7, 3.0),),
     "mosaic_tensor": tuple((f"mosaic_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
     "size_tensor": tuple((f"size_{part}", "A" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+    "square": tuple((f"square_{axis}", "A", 0.5, 3.0) for axis in "abc"),
     "component": (
         ("second_share", "", 1.0, 3.0),
         *((f"second_{axis}", "deg", 0.005, 0.02) for axis in "xyz"),
@@ -315,7 +355,17 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
 }
 
 
-_CRYSTAL_GROUPS = ("orientation", "scale", "b_factor", "size", "mosaicity", "size_tensor", "mosaic_tensor", "component")
+_CRYSTAL_GROUPS = (
+    "orientation",
+    "scale",
+    "b_factor",
+    "size",
+    "mosaicity",
+    "size_tensor",
+    "mosaic_tensor",
+    "component",
+    "square",
+)
 _DETECTOR_GROUPS = ("distance", "shift", "tilt")
 _BEAM_GROUPS = ("wavelength", "direction", "bandwidth")
 

@@ -9,7 +9,7 @@ from dbex.errors import BadInput
 CRYSTAL = ("orientation", "cell", "scale", "b_factor", "size", "mosaicity")
 DETECTOR = ("distance", "shift", "tilt")
 BEAM = ("wavelength", "direction", "bandwidth")
-TERMS = ("bandwidth", "mosaic_tensor", "size_tensor", "component")
+TERMS = ("bandwidth", "square", "mosaic_tensor", "size_tensor", "component")
 STARTS = ("auto", "wide", "near")
 
 

@@ -142,12 +142,13 @@ def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor) -> Predict
     seen = components_seen(models, hkl)
     positions = [intersection_px(models.panels, panel, found.s1) for found in seen.each]
     xy = sum_of(seen.share[..., None], positions)
-    squared = [
-        spot_size_px(models, part.crystal, hkl @ reciprocal_basis(part.crystal, hkl).T, found.s1, panel) ** 2
-        + (position - xy) ** 2
+    # the mean of the sizes, not of their squares: the far tails of a few percent need no room
+    sizes = [
+        spot_size_px(models, part.crystal, hkl @ reciprocal_basis(part.crystal, hkl).T, found.s1, panel)
+        + torch.abs(position - xy)
         for part, found, position in zip(models.components, seen.each, positions, strict=True)
     ]
-    sigma = torch.sqrt(sum_of(seen.share[..., None], squared))
+    sigma = sum_of(seen.share[..., None], sizes)
     return Predictions(index.numpy(), panel.numpy(), xy.numpy(), seen.k.numpy(), sigma.numpy())
 
 

@@ -100,8 +100,14 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
             return []
         beam = replace(map.beam, bandwidth=max(float(map.beam.bandwidth), FIRST_BANDWIDTH))
         return [widened(replace(map, beam=beam), x, crystal_groups, (*map.free_groups("beam"), "bandwidth"))]
+    if term == "square":
+        if "size" not in crystal_groups:
+            return []
+        size, _ = isotropic_widths(map.models(torch.as_tensor(x)).crystal)
+        groups = ["square" if group == "size" else group for group in crystal_groups]
+        return [widened(replace(map, square_size_A=size), x, groups, map.free_groups("beam"))]
     if term == "component":
-        if "mosaicity" not in settings.crystal:
+        if "mosaicity" not in settings.crystal or map.component_count > 1:
             return []
         return second_components(map, x, crystal_groups)
     simple, field = REPLACES[term]
@@ -146,6 +152,6 @@ def widened(
         beam_groups,
         map.ln_scale,
     )
-    wider = replace(wider, second_width_deg=map.second_width_deg)
+    wider = replace(wider, second_width_deg=map.second_width_deg, square_size_A=map.square_size_A)
     known = {p.name: value for p, value in zip(map.parameters, x, strict=True)}
     return wider, np.array([known.get(p.name, 0.0) for p in wider.parameters])
