@@ -186,7 +186,7 @@ def remarks(found: "MeasuredNoise") -> Iterator[str]:
     if abs(together.correlation.value) > max(NOTABLE * together.correlation.esd, CORRELATED):
         yield (
             f"Neighbouring pixels correlate by {together.correlation.value:.3f} ± {together.correlation.esd:.3f}: "
-            "light spreads over pixels, so that a photon adds more to the sum of a spot than the gain of single pixels says."
+            "light spreads over pixels, so that sums of pixels vary more than single ones say."
         )
 
 

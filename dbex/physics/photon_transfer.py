@@ -8,7 +8,7 @@ The noise of a tile's mean would bend the line, so tiles are placed and weighted
 an instrumental variable. Esds are those of the tiles' own scatter about the line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class NoiseMeasurement:
     panels: tuple[NoiseRecord, ...]
     uniform: bool
     gain_scatter: float
-    noise: PixelNoise
+    noise: PixelNoise | None
 
     @property
     def determined(self) -> bool:
@@ -129,51 +129,55 @@ def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> No
     uniform = _misfit(tiles, noise) < UNIFORM
     if not uniform:
         tiles, noise = _clipped_tiles(images, masks, apart=False)
-    return _measurement(tiles, noise, uniform)
+    return _measurement(tiles, noise, uniform, len(images))
 
 
-def _clipped_tiles(images: Sequence[NDArray[Any]], masks: Sequence[Bools], apart: bool) -> tuple[Tiles, PixelNoise]:
+def _clipped_tiles(
+    images: Sequence[NDArray[Any]], masks: Sequence[Bools], apart: bool
+) -> tuple[Tiles, PixelNoise | None]:
     """Tiles clipped by lines through their own medians, with those lines; `apart` gives each panel an intercept."""
     tiles = tiles_of(images, masks, None)
     for _ in range(PASSES):
         noise = pixel_noise(tiles, len(images), apart)
+        if noise is None:
+            break
         tiles = tiles_of(images, masks, noise)
     return tiles, noise
 
 
-def pixel_noise(tiles: Tiles, panels: int, apart: bool) -> PixelNoise:
+def pixel_noise(tiles: Tiles, panels: int, apart: bool) -> PixelNoise | None:
     """The noise that clips and weighs: a line through medians, which spots and bad regions do not reach, with one
-    intercept or, `apart`, one for each panel."""
+    intercept or, `apart`, one for each panel; None where there is nothing to draw a line through."""
     if len(tiles) < LEAST_TILES or not tiles.variance.any():
-        return PixelNoise(0.0, np.zeros(panels), 1.0, np.inf)
+        return None
     # Where most tiles hold no photon, their median says nothing.
-    middle = np.median if np.median(tiles.variance) > 0 else np.mean
+    middle: Callable[[Floats], Any] = np.median if np.median(tiles.variance) > 0 else np.mean
     typical = float(middle(tiles.variance))
     skew = max(float(middle(tiles.third)) / typical, 0.0)
     group = tiles.panel if apart else np.zeros(len(tiles), dtype=np.int64)
-    x, y = (values - _medians(values, group)[group] for values in (tiles.guide, tiles.variance))
+    x, y = (values - _middles(values, group, middle)[group] for values in (tiles.guide, tiles.variance))
     bins = np.array_split(np.argsort(x), BINS)
-    x, y, width = (np.array([np.median(values[part]) for part in bins]) for values in (x, y, tiles.variance))
+    x, y, width = (np.array([middle(values[part]) for part in bins]) for values in (x, y, tiles.variance))
     weight = 1 / np.maximum(width, LEAST_WEIGHED * typical + np.finfo(float).tiny) ** 2
     x -= np.average(x, weights=weight)
     spread = float(np.sum(weight * x**2))
     slope = max(float(np.sum(weight * x * y)) / spread, 0.0) if spread > 0 else 0.0
-    at_zero = _medians(tiles.variance - slope * tiles.guide, group)
+    at_zero = _middles(tiles.variance - slope * tiles.guide, group, middle)
     at_zero = np.pad(at_zero, (0, panels - len(at_zero))) if apart else np.full(panels, at_zero[0])
     return PixelNoise(slope, at_zero, skew, LEAST_VARIANCE * typical)
 
 
-def _medians(values: Floats, group: Ints) -> Floats:
-    """The median of each group, zero where a group has no member."""
-    medians = np.zeros(group.max() + 1)
+def _middles(values: Floats, group: Ints, middle: Callable[[Floats], Any]) -> Floats:
+    """The median, or the mean, of each group, zero where a group has no member."""
+    middles = np.zeros(group.max() + 1)
     for i in np.unique(group):
-        medians[i] = np.median(values[group == i])
-    return medians
+        middles[i] = middle(values[group == i])
+    return middles
 
 
-def _misfit(tiles: Tiles, noise: PixelNoise) -> float:
+def _misfit(tiles: Tiles, noise: PixelNoise | None) -> float:
     """How much more than by chance tiles scatter about lines of one slope, an intercept for each panel."""
-    return _Line(tiles, _weights(tiles, noise), tiles.panel, tiles.panel).misfit if np.isfinite(noise.least) else 0.0
+    return _Line(tiles, _weights(tiles, noise), tiles.panel, tiles.panel).misfit if noise else 0.0
 
 
 class _Line:
@@ -223,21 +227,23 @@ def _weights(tiles: Tiles, noise: PixelNoise) -> Floats:
     return np.asarray(1 / np.maximum(scatter + of_mean, 0.5 * scatter))
 
 
-def _measurement(tiles: Tiles, noise: PixelNoise, uniform: bool) -> NoiseMeasurement:
+def _measurement(tiles: Tiles, noise: PixelNoise | None, uniform: bool, count: int) -> NoiseMeasurement:
     together = _record(None, tiles, noise, uniform, None)
     shared = together.gain if together.own_gain else None
     panels = []
-    for panel in range(len(noise.at_zero)):
+    for panel in range(count):
         panels.append(_record(panel, tiles.where(tiles.panel == panel), noise, uniform, shared))
     return NoiseMeasurement(together, tuple(panels), uniform, _scatter(panels), noise)
 
 
-def _record(panel: int | None, tiles: Tiles, noise: PixelNoise, uniform: bool, shared: Estimate | None) -> NoiseRecord:
+def _record(
+    panel: int | None, tiles: Tiles, noise: PixelNoise | None, uniform: bool, shared: Estimate | None
+) -> NoiseRecord:
     """The record of tiles; `shared` is the gain of all panels, taken where these tiles alone do not give one.
 
     Where the detector is not uniform all panels share one intercept, and none has a gain or a pedestal of its own.
     """
-    if len(tiles) < LEAST_TILES or not tiles.variance.any():
+    if noise is None or len(tiles) < LEAST_TILES or not tiles.variance.any():
         few = f"{len(tiles)} tiles of background: expected at least {LEAST_TILES}"
         why = (few if len(tiles) < LEAST_TILES else "pixels do not differ at all",)
         return NoiseRecord(panel, len(tiles), (np.nan, np.nan), NONE, False, *(NONE,) * 5, np.nan, why)
@@ -322,7 +328,7 @@ def _correlation(tiles: Tiles, weight: Floats) -> Estimate:
 
 def background_z(images: Sequence[NDArray[Any]], masks: Sequence[Bools], measurement: NoiseMeasurement) -> SigmaZCheck:
     """σ-Z of the background with the recommended gain and σ; raises BadInput where nothing is recommended."""
-    if measurement.recommended is None:
+    if measurement.recommended is None or measurement.noise is None:
         raise BadInput("no gain and read-out noise are recommended: expected a background that determines them")
     gain, sigma = measurement.recommended
     z, means, panels = [], [], []

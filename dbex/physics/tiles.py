@@ -148,7 +148,8 @@ def _moments(values: Floats, used: Bools, planes: Floats) -> tuple[Ints, Floats,
 
 
 def _covariance(rest: Floats, variance: Floats, count: Ints) -> Floats:
-    """Mean product of neighbours along rows and columns, what the plane takes from it given back."""
+    """Mean product of neighbours along rows and columns, what the plane takes from it given back: of a pixel's own
+    variance, and, for each of its four neighbours, of the covariance itself."""
     pairs = 2 * TILE_PX * (TILE_PX - 1)
     square = rest.reshape(-1, TILE_PX, TILE_PX)
     products = (square[:, 1:] * square[:, :-1]).sum(axis=(1, 2)) + (square[:, :, 1:] * square[:, :, :-1]).sum(
@@ -158,7 +159,7 @@ def _covariance(rest: Floats, variance: Floats, count: Ints) -> Floats:
     row, column = np.divmod(np.arange(PIXELS), TILE_PX)
     apart = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)
     taken = hat[apart == 1].sum() / 2
-    return np.where(count == PIXELS, (products + taken * variance) / pairs, np.nan)
+    return np.where(count == PIXELS, (products + taken * variance) / (pairs - 4 * taken), np.nan)
 
 
 def _background(values: Floats, used: Bools, planes: Floats, panel: int, noise: PixelNoise) -> Bools:
