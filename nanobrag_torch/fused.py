@@ -15,13 +15,13 @@ number of parameters needs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd
 
 from nanobrag_torch.config import BeamConfig
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, sub_pixel_offsets, whitening
 from nanobrag_torch.tensors import as_tensor, unit
@@ -153,19 +153,30 @@ def samples(panels: Panels, beam: BeamConfig, boxes: BoxPixels, rule: Quadrature
 
 
 def _absorbed(panels: Panels, layer: Layer, of: Tensor, centre: Vec, normal: Vec, layers: int) -> Depth:
-    """The layer's absorption at the pixels' centres, with its slopes by the cosine of the obliquity."""
+    """The layer's absorption at the pixels' centres, with its slopes by the cosine of the obliquity.
+
+    Depths in a layer are a truncated exponential of rate μ/cosine, an exponential family: the derivative of the mean
+    by the rate is minus the variance, that of ln captured is cosine/μ minus the mean.
+    """
     per_range = torch.rsqrt(_dot(centre, centre))
     s1 = _times(per_range, centre)
     cosine = _dot(s1, normal)
     panel = of[:, None].expand_as(cosine)
     absorbing = (panels.thickness[panel] > 0) & (panels.mu[panel] > 0)
-
-    def at(cosine: Tensor) -> tuple[Tensor, Tensor]:
-        mean, _, captured = layer_depth(panels, layer, panel, cosine)
-        return mean, torch.where(absorbing, captured, torch.full_like(captured, 1.0 / layers))
-
-    (mean, capture), (slope, capture_slope) = torch.func.jvp(at, (cosine,), (torch.ones_like(cosine),))  # type: ignore[misc]
-    return Depth(mean, slope, capture_slope / capture, capture, _times(per_range, _plus(normal, -cosine, s1)))
+    parallax = panels.parallax[panel]
+    mean, variance, captured = layer_depth(
+        replace(panels, parallax=torch.ones_like(panels.parallax)), layer, panel, cosine
+    )
+    by_cosine = panels.mu[panel] / cosine**2  # of -μ/cosine
+    deep = absorbing & parallax
+    zero = torch.zeros_like(mean)
+    return Depth(
+        torch.where(parallax, mean, zero),
+        torch.where(deep, variance * by_cosine, zero),
+        torch.where(absorbing, mean * by_cosine - 1 / cosine, zero),
+        torch.where(absorbing, captured, torch.full_like(captured, 1.0 / layers)),
+        _times(per_range, _plus(normal, -cosine, s1)),
+    )
 
 
 def _polarization(s1: Vec, lamp: Light) -> Tensor:
@@ -241,7 +252,7 @@ def ray_columns(models: Callable[[Tensor], tuple[Panels, BeamConfig]], x: Tensor
         of_beam = torch.cat([torch.log(as_tensor(beam.wavelength_A, x))[None], s0, axes])
         return panels.fast, panels.slow, panels.normal, panels.origin, of_beam
 
-    d_fast, d_slow, d_normal, d_origin, of_beam = jacfwd(numbers)(x)
+    d_fast, d_slow, d_normal, d_origin, of_beam = jacobian(numbers, x)
     panels, _ = models(x)
     pairs = ((panels.fast, d_fast), (panels.slow, d_slow), (panels.normal, d_normal))
     rotation = 0.5 * sum(torch.linalg.cross(axis[..., None].expand_as(change), change, dim=1) for axis, change in pairs)

@@ -14,7 +14,6 @@ import scipy.sparse as sparse
 import torch
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
-from torch.func import jacfwd
 
 from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.prior import IntensityPrior
@@ -22,6 +21,7 @@ from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.fused import NodeColumns, Sample, box_derivatives, box_profiles, ray_columns, samples
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Nodes, Quadrature, nodes
 
@@ -201,7 +201,7 @@ class Objective:
     def _jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
         at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
-        columns = NodeColumns(*jacfwd(self._node_numbers)(x))
+        columns = NodeColumns(*jacobian(self._node_numbers, x))
         models = self.map.models(x)
         follow = ray_columns(self._geometry, x) if self.map.geometric() else None
         for number, part in enumerate(self.parts()):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import least_squares
 from torch import Tensor
-from torch.func import jacfwd
 
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.still import Floats, Still
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
@@ -58,7 +58,7 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     found = least_squares(
         lambda v: residuals(torch.as_tensor(v)).numpy(),
         start,
-        jac=lambda v: jacfwd(residuals)(torch.as_tensor(v)).numpy(),
+        jac=lambda v: jacobian(lambda x: (residuals(x),), torch.as_tensor(v))[0].numpy(),
         loss="soft_l1",
         x_scale="jac",
         max_nfev=200,

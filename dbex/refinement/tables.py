@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacfwd
 
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.shoeboxes import components_seen, sum_of
 from dbex.still import BoxTable, Floats, Ints, PixelTable, Still
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Layer, intersection_px, rays
 from nanobrag_torch.tensors import as_tensor, dot, unit
@@ -74,12 +74,12 @@ def excitation(solved: Solved) -> Excitation:
     hkl = objective.hkl[boxes.node[:, 0]].double()
     panel = boxes.pixels.panel
 
-    def ln_partiality(x: Tensor) -> Tensor:
+    def ln_partiality(x: Tensor) -> tuple[Tensor]:
         seen = components_seen(objective.map.models(x), hkl)
         widths = torch.stack([torch.log(found.width) for found in seen.each])
-        return -0.5 * seen.k**2 - (seen.share.detach() * widths).sum(0)
+        return (-0.5 * seen.k**2 - (seen.share.detach() * widths).sum(0),)
 
-    slope = jacfwd(ln_partiality)(solved.x).numpy()
+    slope = jacobian(ln_partiality, solved.x)[0].numpy()
     variance = np.einsum("ni,ij,nj->n", slope, solved.covariance, slope)
     models = objective.map.models(solved.x)
     seen = components_seen(models, hkl)
