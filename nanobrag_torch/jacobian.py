@@ -16,7 +16,7 @@ def jacobian(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tup
     Jᵀu is linear in u: its derivatives by u are the columns of J, all of them in one batched pass.
     """
     with torch.enable_grad():
-        at = x.detach().requires_grad_()
+        at = x.clone().requires_grad_()
         results = function(at)
         flat = torch.cat([result.flatten() for result in results])
         if not flat.requires_grad:
