@@ -101,8 +101,11 @@ class RefinementInputs:
 
 @dataclass(frozen=True)
 class ParameterEstimate:
-    """One refined number: before, after and its esds in `unit`; `esd_formal` is that of the normal matrix, `esd` the
-    one to quote.."""
+    """One refined number: before, after and its esds in `unit`.
+
+    `esd_formal` is that of the normal matrix, `esd_jackknife` that of leaving out groups of boxes, `esd` the one to
+    quote: the formal one times √(χ²/ν), or the jackknife's where that is clearly larger.
+    """
 
     name: str
     group: str
@@ -111,6 +114,7 @@ class ParameterEstimate:
     after: float
     esd_formal: float
     esd: float
+    esd_jackknife: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit
 from dbex.refinement.search import Search
@@ -59,7 +60,9 @@ def conclude(
         crystal=crystal,
         detector=map.detector_at(x),
         beam=beam,
-        estimates=estimates(map, still, x, bend.covariance, inflation),
+        estimates=estimates(
+            map, still, x, bend.covariance, jackknife_covariance(solved, final.solution.matrix), inflation
+        ),
         covariance=reported_slopes(map, x) @ bend.covariance @ reported_slopes(map, x).T * inflation**2,
         boxes=table,
         pixels=pixel_table(solved),
@@ -112,15 +115,16 @@ def rows(matrix: Matrix) -> Matrix:
 
 
 def estimates(
-    map: Parametrisation, still: Still, x: Tensor, covariance: Floats, inflation: float
+    map: Parametrisation, still: Still, x: Tensor, covariance: Floats, empirical: Floats, inflation: float
 ) -> tuple[ParameterEstimate, ...]:
     """Each free number as it was read and as it is now, with its esds, in the unit it is reported in."""
     slopes = reported_slopes(map, x)
-    formal = np.sqrt(np.einsum("ki,ij,kj->k", slopes, covariance, slopes))
+    formal, jackknife = (np.sqrt(np.einsum("ki,ij,kj->k", slopes, of, slopes)) for of in (covariance, empirical))
+    quoted = np.where(jackknife > QUOTED_BEYOND * inflation * formal, jackknife, inflation * formal)
     before = starting_values(map, still)
     return tuple(
-        ParameterEstimate(p.name, p.group, p.unit, before[p.name], map.value(p.name, x), esd, esd * inflation)
-        for p, esd in zip(map.parameters, formal.tolist(), strict=True)
+        ParameterEstimate(p.name, p.group, p.unit, before[p.name], map.value(p.name, x), *map_esds)
+        for p, map_esds in zip(map.parameters, np.stack([formal, quoted, jackknife], 1).tolist(), strict=True)
     )
 
 

@@ -179,7 +179,7 @@ class Objective:
         at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
         matrix, gradient = np.zeros((n, n)), np.zeros(n)
         cross = np.zeros((len(self.prior.mean), n))
-        for part, J in self._jacobian(x, at_nodes):
+        for part, J in self.jacobian(x, at_nodes):
             p = J.shape[1]
             wJ = w[part, :p, None] * J
             T, P = boxes.basis[part, :p], local.profiles[part, :p]
@@ -198,7 +198,7 @@ class Objective:
         gradient -= x.numpy() / widths**2
         return NormalEquations(matrix, gradient, -self.prior.sd.numpy()[:, None] * eliminated)
 
-    def _jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
         at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
         columns = NodeColumns(*jacobian(self._node_numbers, x))

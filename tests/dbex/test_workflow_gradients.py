@@ -107,7 +107,7 @@ class TestDB_AT_011_Workflow:
     def test_db_at_011_every_column_of_the_jacobian_is_that_of_autograd(self, fit):
         objective, x, _, local = fit
         at_nodes = local.intensity[objective.boxes.node.clamp_min(0)] * (objective.boxes.node >= 0)
-        columns = torch.cat([J for _, J in objective._jacobian(x, at_nodes)])
+        columns = torch.cat([J for _, J in objective.jacobian(x, at_nodes)])
         generator = torch.Generator().manual_seed(5)
         at = x.clone().requires_grad_()
         predicted = prediction(objective, at, local)
@@ -138,7 +138,7 @@ class TestDB_AT_011_Workflow:
         objective, x, variance, local = fit
         boxes = objective.boxes
         at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-        J = torch.cat([J for _, J in objective._jacobian(x, at_nodes)])
+        J = torch.cat([J for _, J in objective.jacobian(x, at_nodes)])
         root = torch.sqrt(objective.weights(variance)).flatten()
         n, p, count = len(boxes), boxes.data.shape[1], len(objective.prior.mean)
         planes = torch.zeros(n, p, n, 3, dtype=torch.float64)

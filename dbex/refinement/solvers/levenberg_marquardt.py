@@ -15,6 +15,9 @@ from dbex.still import Floats
 
 #: Steps that repeat are a solution where they are below this fraction of the esds; so many are looked at.
 STALLED_ESDS, WINDOW = 0.1, 5
+#: They repeat where so many won less than this part of what a single one promises: in a bent valley, or where the
+#: largest step holds them, equal steps lead on.
+STALLED_GAIN = 0.1
 #: Damping: to begin with, at least, and where the solver gives up.
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-9, 1e8
 #: Where no step lowers the merit, however short, the last whole step must have been below this.
@@ -60,6 +63,7 @@ def minimise(
     state = problem.start(x)
     history: list[Step] = []
     sizes: list[float] = []
+    merits: list[float] = []
     matrix, gradient = problem.normal(x, state)
     message, converged = f"no convergence in {max_iterations} iterations", False
     for number in range(1, max_iterations + 1):
@@ -69,7 +73,8 @@ def minimise(
             break
         if not history or history[-1].accepted:
             sizes.append(size)
-        if _stalled(sizes):
+            merits.append(problem.merit(state) / problem.noise(state) ** 2)
+        if _stalled(sizes, merits):
             message, converged = f"steps of {size:.2g} esds repeat", size < STALLED_ESDS
             break
         step = _damped_step(matrix, gradient, damping, problem.max_step)
@@ -93,10 +98,14 @@ def minimise(
     return Solution(x, converged, message, tuple(history), matrix, state)
 
 
-def _stalled(sizes: list[float]) -> bool:
-    """Whether small steps no longer shrink: weights that follow the model can make it swing about its optimum."""
-    recent, before = sizes[-WINDOW:], sizes[:-WINDOW]
-    return len(before) >= 1 and 1.0 > min(recent) > 0.7 * min(before)
+def _stalled(sizes: list[float], merits: list[float]) -> bool:
+    """Whether steps (esds) no longer become smaller and win nothing either: weights that follow the model can make it
+    swing about its optimum. A whole step promises to lower the merit by at least its square."""
+    if len(sizes) <= WINDOW:
+        return False
+    shortest = min(sizes[-WINDOW:])
+    won = min(merits[:-WINDOW]) - min(merits[-WINDOW:])
+    return shortest > 0.7 * min(sizes[:-WINDOW]) and won < STALLED_GAIN * shortest**2
 
 
 def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Floats) -> Floats:
