@@ -1,0 +1,73 @@
+"""What is known of intensities beforehand, and the model's error that the data themselves tell."""
+
+import numpy as np
+import pytest
+
+from dbex.refinement.prior import FLOOR, estimate_model_error, intensity_prior
+from dbex.still import Amplitudes
+from tests.tolerances import MODEL_ERROR_GRID, MODEL_ERROR_SIGMAS
+
+CELL = (30.0, 30.0, 30.0, 90.0, 90.0, 90.0)
+
+
+def amplitudes(rng, count, relative_sigma=0.01):
+    F = np.sqrt(rng.exponential(100.0, count)) + 0.1
+    return Amplitudes(np.arange(3 * count).reshape(count, 3), F, relative_sigma * F, "F", "P 1", CELL)
+
+
+@pytest.mark.parametrize("error", [0.05, 0.2, 0.5, 1.0])
+def test_an_imposed_error_of_the_intensities_is_found_within_its_scatter(error):
+    """For N intensities whose own errors are small the estimate has a relative scatter of 1/√(2N)."""
+    rng = np.random.default_rng(int(1000 * error))
+    found = []
+    for _ in range(10):
+        known = amplitudes(rng, 200)
+        sd = error * known.F**2
+        variance = (0.02 * known.F**2) ** 2
+        value = known.F**2 + sd * rng.normal(size=200) + np.sqrt(variance) * rng.normal(size=200)
+        found.append(estimate_model_error(value, variance, known, np.arange(200)))
+    scatter = 1 / np.sqrt(2 * 200 * 10)
+    # what the list's sigma (2 %) and the measurement (2 %) add at 5 % makes that case less certain
+    own = 1 + 2 * 0.02**2 / error**2
+    assert abs(np.log(np.mean(found) / error)) < MODEL_ERROR_SIGMAS * scatter * own + MODEL_ERROR_GRID
+
+
+def test_intensities_that_agree_with_the_list_tell_of_no_further_error():
+    rng = np.random.default_rng(3)
+    known = amplitudes(rng, 300, relative_sigma=0.05)
+    variance = (0.1 * known.F**2) ** 2
+    value = known.F**2 * (1 + rng.normal(size=300) * np.hypot(0.1, 0.1))
+    assert estimate_model_error(value, variance, known, np.arange(300)) < 0.05
+
+
+def test_intensities_of_another_crystal_tell_of_the_largest_error_that_is_tried():
+    rng = np.random.default_rng(4)
+    known = amplitudes(rng, 300)
+    value = 30 * rng.permutation(known.F**2)
+    assert estimate_model_error(value, np.full(300, 1e-4), known, np.arange(300)) == pytest.approx(3.0)
+
+
+def test_intensities_that_could_not_be_measured_do_not_count():
+    rng = np.random.default_rng(5)
+    known = amplitudes(rng, 200)
+    value, variance = known.F**2 * (1 + 0.2 * rng.normal(size=200)), (0.02 * known.F**2) ** 2
+    usual = estimate_model_error(value[20:], variance[20:], known, np.arange(20, 200))
+    value[:10], variance[10:20] = np.nan, 0.0
+    assert estimate_model_error(value, variance, known, np.arange(200)) == usual
+
+
+def test_errors_of_the_list_and_of_the_model_add_in_quadrature():
+    known = Amplitudes(np.zeros((2, 3), int), np.array([10.0, 20.0]), np.array([0.5, 0.0]), "F", "P 1", CELL)
+    prior = intensity_prior(known, np.array([0, 1]), 0.1)
+    np.testing.assert_array_equal(prior.mean, [100.0, 400.0])
+    floor = (FLOOR * 250.0) ** 2
+    np.testing.assert_allclose(prior.sd**2, [10.0**2 + 2 * 0.5**4 + 10.0**2 + floor, 40.0**2 + floor])
+
+
+def test_the_error_of_a_squared_normal_number_is_that_of_its_prior():
+    """F measured as 2 ± 1: F² varies by √((2 F σ)² + 2 σ⁴), also where 2 F σ alone says too little."""
+    rng = np.random.default_rng(6)
+    for F in (2.0, 0.0):
+        known = Amplitudes(np.zeros((2, 3), int), np.array([F, 1e-6]), np.array([1.0, 0.0]), "F", "P 1", CELL)
+        drawn = (F + rng.normal(size=200_000)) ** 2
+        assert intensity_prior(known, np.array([0, 1]), 0.0).sd[0] == pytest.approx(drawn.std(), rel=0.02)
