@@ -34,14 +34,16 @@ def read_stills(
     gain: float | None = None,
     sigma_readout: float | None = None,
     sigma_map: str | Path | None = None,
+    trusted_max: float | None = None,
 ) -> "Stills":
     """The stills of an experiment list, read one after the other while they are iterated over; what they share is
     read at once.
 
-    `gain` is in image units per photon; `sigma_readout` and the map are in image units. Raises BadInput, here for
+    `gain` is in image units per photon; `sigma_readout`, the map and `trusted_max`, above which no pixel is trusted,
+    are in image units. Raises BadInput, here for
     the shared files, and at a still for what is wrong with it; iteration can go on with the next one.
     """
-    return Stills(expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map)
+    return Stills(expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map, trusted_max)
 
 
 class Stills:
@@ -57,13 +59,14 @@ class Stills:
         gain: float | None,
         sigma_readout: float | None,
         sigma_map: str | Path | None,
+        trusted_max: float | None = None,
     ) -> None:
         self.experiments = read_experiments(expt_path)
         self.table = reflections.read_table(refl_path)
         self.amplitudes, self.miller_array = read_amplitudes(mtz_path, mtz_columns)
         self.files = {"experiments": expt_path, "reflections": refl_path, "structure_factors": mtz_path}
         self.files |= {name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map)) if path}
-        self.gain, self.sigma_readout = gain, sigma_readout
+        self.gain, self.sigma_readout, self.trusted_max = gain, sigma_readout, trusted_max
 
     def __len__(self) -> int:
         return len(self.experiments)
@@ -134,7 +137,7 @@ class Stills:
         """Pixels that the mask, the experiment's own mask, the format and the trusted range all trust."""
         experiment = self.experiments[index]
         shapes = masks.panel_shapes(experiment.detector)
-        together = within_trusted_range(raw, experiment.detector, counting)
+        together = within_trusted_range(raw, experiment.detector, counting, self.trusted_max)
         given = [path for path in (self.files.get("mask"), experiment.imageset.external_lookup.mask.filename) if path]
         for mask in (raw.format_mask, *(masks.read_mask(path, shapes) for path in given)):
             if mask is not None:

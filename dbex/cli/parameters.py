@@ -23,16 +23,20 @@ mtz_columns = None
   .help = "The amplitudes and their sigmas, such as F,SIGF. None takes those that the file has, if it has only one."
 gain = None
   .type = numeric(above=0)
-  .help = "Image units per photon. None takes the gain that the experiment carries, 1 for a photon counter."
+  .help = "Image units per photon. A photon counter needs none; for others dbex.estimate_noise measures it."
 sigma_readout = None
   .type = numeric(above=0)
   .help = "Read-out noise of a pixel (rms), in the image's units. A photon counter needs none."
 sigma_map = None
   .type = path
   .help = "File with the read-out noise of every pixel, in the image's units; goes before sigma_readout."
+trusted_max = None
+  .type = numeric(above=0)
+  .help = "Pixels above this, in the image's units, are not trusted: where a converter saturates below the trusted"
+          "range that the experiment states."
 d_min = None
   .type = numeric(above=0)
-  .help = "Leave out reflections of a finer resolution, in Å. None uses all that reach the detector."
+  .help = "Leave out reflections of a finer resolution, in Å. None goes a little beyond the indexed spots."
 threads = 1
   .type = whole(minimum=1)
   .help = "Threads of one refinement. On a busy machine more than one is slower, not faster."

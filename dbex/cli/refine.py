@@ -166,6 +166,7 @@ def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterato
             gain=parameters.gain,
             sigma_readout=parameters.sigma_readout,
             sigma_map=parameters.sigma_map,
+            trusted_max=parameters.trusted_max,
         )
     )
     index = 0

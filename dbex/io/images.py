@@ -78,12 +78,15 @@ def in_photons(raw: RawImage, gain: float) -> tuple[Image, ...]:
     return tuple(panel / gain for panel in raw.panels)
 
 
-def within_trusted_range(raw: RawImage, detector: Any, counting: bool) -> tuple[Bools, ...]:
-    """Pixels within each panel's trusted range, its untrusted rectangles left out; in a counting detector nothing
-    below zero is a count, whatever the range says."""
+def within_trusted_range(
+    raw: RawImage, detector: Any, counting: bool, trusted_max: float | None = None
+) -> tuple[Bools, ...]:
+    """Pixels within each panel's trusted range, and not above `trusted_max` in the image's units, its untrusted
+    rectangles left out; in a counting detector nothing below zero is a count, whatever the range says."""
     trusted = []
     for values, panel in zip(raw.panels, detector, strict=True):
         low, high = panel.get_trusted_range()
+        high = high if trusted_max is None else min(high, trusted_max)
         inside = (values >= (max(low, 0) if counting else low)) & (values <= high)
         for fast0, slow0, fast1, slow1 in panel.get_mask():
             inside[slow0:slow1, fast0:fast1] = False

@@ -99,3 +99,13 @@ def test_block_size_and_mosaicity_come_back_from_the_spots_of_gaussian_blocks():
     )
     assert size == pytest.approx(size_A, rel=SPOT_WIDTH_RELATIVE)
     assert mosaicity == pytest.approx(mosaicity_deg, rel=SPOT_WIDTH_RELATIVE)
+
+
+def test_pixels_above_the_largest_trusted_value_are_not_trusted(shipped):
+    """A converter that saturates below the experiment's range: what is brighter is left out, nothing else."""
+    files = (shipped.expt, shipped.refl, shipped.mtz, shipped.mask)
+    (wide,) = read_stills(*files).read(0).trusted
+    still = read_stills(*files, trusted_max=200).read(0)
+    (narrow,) = still.trusted
+    assert (wide & ~narrow).sum() > 100
+    np.testing.assert_array_equal(narrow, wide & (still.images_photons[0] <= 200))
