@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.shoeboxes import components_seen, sum_of
-from dbex.still import BoxTable, Floats, Ints, PixelTable, Still
+from dbex.still import Bools, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Layer, intersection_px, rays
@@ -146,7 +146,7 @@ def squared_residuals(solved: Solved) -> Tensor:
     return (boxes.data - local.background - local.bragg) ** 2 / solved.variance
 
 
-def correlation(x: Floats, y: Floats, used: Floats) -> Floats:
+def correlation(x: Floats, y: Floats, used: Bools) -> Floats:
     """Pearson's correlation (n,) over the used pixels of each box."""
     count = np.maximum(used.sum(1, keepdims=True), 1)
     dx = (x - (x * used).sum(1, keepdims=True) / count) * used
