@@ -71,8 +71,12 @@ def add_spots(expected, models, spots, amplitudes):
     for row in range(0, len(spots), 32):
         part = spots.select(np.arange(row, min(row + 32, len(spots))))
         centre = np.floor(part.xy_px).astype(np.int64)
-        fast = np.broadcast_to(centre[:, 0, None, None] + span, (len(part), len(span), len(span))).reshape(len(part), -1)
-        slow = np.broadcast_to(centre[:, 1, None, None] + span[:, None], (len(part), len(span), len(span))).reshape(len(part), -1)
+        fast = np.broadcast_to(centre[:, 0, None, None] + span, (len(part), len(span), len(span))).reshape(
+            len(part), -1
+        )
+        slow = np.broadcast_to(centre[:, 1, None, None] + span[:, None], (len(part), len(span), len(span))).reshape(
+            len(part), -1
+        )
         panel = torch.as_tensor(part.panel)
         pixels = BoxPixels(panel, torch.as_tensor(slow), torch.as_tensor(fast))
         hkl = torch.as_tensor(amplitudes.hkl[part.index])

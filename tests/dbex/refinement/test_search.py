@@ -19,7 +19,10 @@ def displaced(still, turn_deg=0.0, cell=(0.0, 0.0, 0.0), distance_mm=0.0):
     """The still with a model turned about an oblique axis, its cell edges and its distance changed."""
     turn = rotation_from_vector(torch.deg2rad(torch.tensor(turn_deg, dtype=torch.float64)) * AXIS)
     U = turn @ torch.as_tensor(still.crystal.U, dtype=torch.float64)
-    edges = {f"cell_{name}": getattr(still.crystal, f"cell_{name}") * (1 + part) for name, part in zip("abc", cell, strict=True)}
+    edges = {
+        f"cell_{name}": getattr(still.crystal, f"cell_{name}") * (1 + part)
+        for name, part in zip("abc", cell, strict=True)
+    }
     (panel,) = still.detector
     panel = replace(panel, distance_mm=panel.distance_mm + np.sign(panel.distance_mm) * distance_mm)
     return replace(still, crystal=replace(still.crystal, U=tuple(map(tuple, U.tolist())), **edges), detector=(panel,))
@@ -96,5 +99,7 @@ def test_the_angle_to_the_ewald_sphere_is_a_width_and_not_the_worst_of_the_spots
     assert 0.01 < found.excitation_deg < 0.1
     hkl = still.observed.hkl.copy()
     hkl[::10] += 3
-    _, spoiled = searched(replace(still, observed=replace(still.observed, hkl=hkl)), Settings(detector=("distance", "shift")))
+    _, spoiled = searched(
+        replace(still, observed=replace(still.observed, hkl=hkl)), Settings(detector=("distance", "shift"))
+    )
     assert spoiled.excitation_deg < 2 * found.excitation_deg

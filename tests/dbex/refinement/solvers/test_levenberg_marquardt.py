@@ -145,7 +145,9 @@ def test_a_gradient_of_the_wrong_sign_ends_without_a_solution():
 
 def test_a_merit_that_is_no_number_is_never_accepted():
     problem, *_ = line()
-    problem.merit = lambda state: float("nan") if np.abs(state[0]).max() > 0.1 else float((problem.residuals(state[0]) ** 2).sum())
+    problem.merit = lambda state: (
+        float("nan") if np.abs(state[0]).max() > 0.1 else float((problem.residuals(state[0]) ** 2).sum())
+    )
     found = minimise(problem, np.zeros(3), 30, TOLERANCE_ESDS)
     assert np.abs(found.x).max() <= 0.1
 

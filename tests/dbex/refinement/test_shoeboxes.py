@@ -1,0 +1,219 @@
+"""Which pixels belong to which reflection, and where reflections are predicted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from dials.algorithms.spot_prediction import StillsReflectionPredictor
+from scipy.spatial import cKDTree
+
+from dbex.refinement.rounds import start
+from dbex.refinement.settings import Settings
+from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, observed_predictions, predict, shoeboxes
+from tests.dbex.refinement.long_axis import long_axis_still
+from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX
+
+
+def models_of(still, **widths):
+    map = start(still, Settings())
+    map = replace(map, crystal=replace(map.crystal, **widths))
+    return map.models(torch.zeros(len(map), dtype=torch.float64))
+
+
+def predicted(still, d_min, **widths):
+    shapes = [panel.shape for panel in still.detector]
+    return predict(models_of(still, **widths), still.amplitudes, d_min, 4.0, shapes)
+
+
+@pytest.fixture(scope="module")
+def crowded(still):
+    """A still whose spots lie five pixels apart, and its predictions."""
+    found, _, everything = long_axis_still(still)
+    return found, everything
+
+
+@pytest.fixture(scope="module", params=["shipped", "crowded", "64 panels"])
+def built(request):
+    """A still, all its predictions, those that have boxes, and the boxes."""
+    if request.param == "crowded":
+        still, everything = request.getfixturevalue("crowded")
+    else:
+        still = request.getfixturevalue({"shipped": "still", "64 panels": "thermolysin"}[request.param])
+        everything = predicted(still, 2.2, mosaicity_deg=0.1)
+    chosen = everything.select(np.abs(everything.k) < 3.0)
+    boxes = shoeboxes(still, chosen, everything)
+    assert len(boxes) > 50
+    return still, everything, boxes
+
+
+def pixels_of(boxes, which):
+    """panel, slow and fast (3, n) of the pixels (boxes, pixels) that `which` names."""
+    box, place = torch.nonzero(which, as_tuple=True)
+    return torch.stack([boxes.pixels.panel[box], boxes.pixels.slow[box, place], boxes.pixels.fast[box, place]]).numpy()
+
+
+def test_a_pixel_counts_once(built):
+    _, _, boxes = built
+    pixels = pixels_of(boxes, boxes.inside)
+    assert len(np.unique(pixels, axis=1).T) == pixels.shape[1]
+    assert not (boxes.used & ~boxes.inside).any()
+
+
+def test_a_pixel_belongs_to_the_prediction_nearest_to_it(built):
+    still, everything, boxes = built
+    for panel in np.unique(boxes.pixels.panel):
+        rivals = everything.panel == panel
+        tree = cKDTree(everything.xy_px[rivals])
+        for b in np.nonzero(boxes.pixels.panel.numpy() == panel)[0]:
+            inside = boxes.inside[b]
+            points = torch.stack([boxes.pixels.fast[b, inside], boxes.pixels.slow[b, inside]], -1).numpy() + 0.5
+            distance, _ = tree.query(points)
+            own = everything.index == boxes.reflections[boxes.node[b, 0]]
+            centre = everything.xy_px[own & rivals][0]
+            assert np.linalg.norm(points - centre, axis=1) == pytest.approx(distance, abs=1e-6)
+
+
+def test_boxes_end_half_way_to_the_next_spot_but_leave_room_for_a_plane(built):
+    _, everything, boxes = built
+    half = (boxes.bbox[:, [1, 3]] - boxes.bbox[:, [0, 2]] - 1) // 2
+    assert half.min() >= HALF_MIN
+    assert half.max() <= HALF_MAX
+    for b, (x0, _, y0, _) in enumerate(boxes.bbox):
+        centre = np.array([x0, y0]) + half[b] + 0.5
+        same = everything.panel == boxes.pixels.panel[b].item()
+        distance = np.sort(np.linalg.norm(everything.xy_px[same] - centre, axis=1))
+        if len(distance) > 1:
+            assert half[b].max() <= max(HALF_MIN, distance[1] / 2 + 2)
+
+
+def test_pixels_lie_within_their_box_and_on_their_panel(built):
+    still, _, boxes = built
+    panel, slow, fast = pixels_of(boxes, boxes.inside)
+    box = torch.nonzero(boxes.inside)[:, 0].numpy()
+    x0, x1, y0, y1 = boxes.bbox[box].T
+    assert ((fast >= x0) & (fast < x1) & (slow >= y0) & (slow < y1)).all()
+    shapes = np.array([p.shape for p in still.detector])
+    assert ((slow >= 0) & (fast >= 0) & (slow < shapes[panel, 0]) & (fast < shapes[panel, 1])).all()
+
+
+def test_a_masked_pixel_is_never_used_whatever_it_holds(built):
+    still, everything, boxes = built
+    for panel, slow, fast in pixels_of(boxes, boxes.used).T:
+        assert still.trusted[panel][slow, fast]
+    images = tuple(np.where(good, image, 1e9) for good, image in zip(still.trusted, still.images_photons, strict=True))
+    spoiled = shoeboxes(
+        replace(still, images_photons=images), everything.select(np.abs(everything.k) < 3.0), everything
+    )
+    assert torch.equal(spoiled.data, boxes.data)
+    assert torch.equal(spoiled.used, boxes.used)
+
+
+def test_what_a_box_holds_is_what_the_image_holds(built):
+    still, _, boxes = built
+    panel, slow, fast = pixels_of(boxes, boxes.used)
+    read = np.array([still.images_photons[p][s, f] for p, s, f in zip(panel, slow, fast, strict=True)])
+    np.testing.assert_array_equal(boxes.data[boxes.used].numpy(), read)
+    assert not boxes.used[~boxes.inside].any()
+
+
+def test_a_box_has_its_own_reflection_first_and_no_other_twice(built):
+    _, everything, boxes = built
+    for row, panel in zip(boxes.node.numpy(), boxes.pixels.panel.tolist(), strict=True):
+        real = row[row >= 0]
+        assert (row[len(real) :] == -1).all()
+        assert len(set(real)) == len(real)
+        assert set(boxes.reflections[real]) <= set(everything.index[everything.panel == panel])
+    assert len(set(boxes.node[:, 0].tolist())) == len(boxes)
+
+
+def test_every_neighbour_that_reaches_into_a_box_is_part_of_its_model(crowded):
+    still, everything = crowded
+    boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
+    assert boxes.node.shape[1] > 2
+    for b in range(len(boxes)):
+        own = everything.xy_px[everything.index == boxes.reflections[boxes.node[b, 0]]][0]
+        apart = np.linalg.norm(everything.xy_px - own, axis=1)
+        close = set(everything.index[apart < 2 * 3.0 * everything.sigma_px.max(1)])
+        row = boxes.node[b].numpy()
+        assert close <= set(boxes.reflections[row[row >= 0]])
+
+
+def test_planes_are_spanned_by_a_constant_and_two_slopes_of_order_one(built):
+    _, _, boxes = built
+    basis = boxes.basis[boxes.inside]
+    assert (basis[:, 0] == 1).all()
+    assert basis.abs().max() <= 1
+    box = torch.nonzero(boxes.inside)[:, 0].numpy()
+    _, slow, fast = pixels_of(boxes, boxes.inside)
+    x0, x1, y0, y1 = boxes.bbox[box].T
+    np.testing.assert_allclose(basis[:, 1], (fast + 0.5 - (x0 + x1) / 2) / ((x1 - x0 - 1) / 2), atol=1e-12)
+    np.testing.assert_allclose(basis[:, 2], (slow + 0.5 - (y0 + y1) / 2) / ((y1 - y0 - 1) / 2), atol=1e-12)
+
+
+def test_a_box_without_trusted_centre_is_left_out_and_counted(still):
+    everything = predicted(still, 2.2, mosaicity_deg=0.1)
+    chosen = everything.select(np.abs(everything.k) < 3.0)
+    before = shoeboxes(still, chosen, everything)
+    own = everything.index == before.reflections[before.node[0, 0]]
+    x, y = np.floor(everything.xy_px[own][0]).astype(int)
+    trusted = still.trusted[0].copy()
+    trusted[y, x] = False
+    after = shoeboxes(replace(still, trusted=(trusted,)), chosen, everything)
+    assert len(after) == len(before) - 1
+    name = "boxes with an unusable pixel at the centre"
+    assert after.left_out[name] == before.left_out[name] + 1
+
+
+def nearest_rays(still, found):
+    """Rays (n, 3) to the points of the Ewald sphere nearest to the predicted nodes, from dxtbx's models alone."""
+    s0 = np.array(still.experiment.beam.get_s0())
+    A = np.array(still.experiment.crystal.get_A()).reshape(3, 3)
+    to_node = still.amplitudes.hkl[found.index] @ A.T + s0
+    return to_node / np.linalg.norm(to_node, axis=1, keepdims=True) * np.linalg.norm(s0)
+
+
+def test_predictions_of_a_sharp_crystal_are_where_dxtbx_puts_the_nearest_point_of_the_sphere(still):
+    """A block that is small and not mosaic spreads alike in all directions: its centroid is the nearest point."""
+    found = predicted(still, 1.5, mosaicity_deg=0.0, domain_size_A=400.0)
+    assert len(found) > 100
+    panel = still.experiment.detector[0]
+    expected = np.array([panel.get_ray_intersection_px(tuple(v)) for v in nearest_rays(still, found)])
+    assert np.abs(found.xy_px - expected).max() < DXTBX_PARALLAX_PX
+
+
+def test_predictions_of_a_mosaic_crystal_are_where_dials_turns_its_nodes_to(still):
+    """DIALS turns a node onto the sphere, as its mosaic blocks are turned: the limit of large blocks."""
+    found = predicted(still, 1.5, mosaicity_deg=0.2, domain_size_A=2e5)
+    predictor = StillsReflectionPredictor(still.experiment)
+    expected = predictor.for_ub(still.experiment.crystal.get_A())
+    place = {tuple(h): xy[:2] for h, xy in zip(expected["miller_index"], expected["xyzcal.px"], strict=True)}
+    names = [tuple(h) for h in still.amplitudes.hkl[found.index].tolist()]
+    known = [i for i, name in enumerate(names) if name in place]
+    assert len(known) > 50
+    offset = found.xy_px[known] - np.array([place[names[i]] for i in known])
+    assert np.abs(offset).max() < NEAREST_POINT_PX
+
+
+def test_every_panel_records_what_strikes_it(thermolysin):
+    found = predicted(thermolysin, 2.5, mosaicity_deg=0.0, domain_size_A=300.0)
+    assert len(np.unique(found.panel)) > 20
+    shapes = np.array([p.shape for p in thermolysin.detector])[found.panel]
+    assert (found.xy_px >= 0).all()
+    assert (found.xy_px < shapes[:, ::-1]).all()
+    # a reflection strikes one panel
+    assert len(np.unique(found.index)) == len(found)
+    s1 = nearest_rays(thermolysin, found)
+    detector = thermolysin.experiment.detector
+    expected = [detector[p].get_ray_intersection_px(tuple(v)) for p, v in zip(found.panel.tolist(), s1, strict=True)]
+    assert np.abs(found.xy_px - np.array(expected)).max() < DXTBX_PARALLAX_PX
+
+
+def test_observed_spots_keep_their_own_centroids(still):
+    found = observed_predictions(still, models_of(still))
+    place = {tuple(h): xy for h, xy in zip(still.observed.hkl.tolist(), still.observed.xy_px, strict=True)}
+    for index, xy in zip(found.index, found.xy_px, strict=True):
+        np.testing.assert_array_equal(place[tuple(still.amplitudes.hkl[index])], xy)
+    missing = len(still.observed) - len(found)
+    listed = {tuple(h) for h in still.amplitudes.hkl.tolist()}
+    assert missing == sum(tuple(h) not in listed for h in still.observed.hkl.tolist())
