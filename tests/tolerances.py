@@ -155,3 +155,7 @@ DXTBX_PARALLAX_PX = 0.015
 NEAREST_POINT_PX = 0.02
 #: Angle to the Ewald sphere to first order in it, against DIALS' exact one, relative to the largest: measured 3e-4.
 DELPSI_RELATIVE = 1e-3
+#: Sparse elimination against dense least squares of some hundred pixels: conditions of 1e4 in double precision.
+DENSE_RELATIVE = 1e-8
+#: Part of |error|/esd below 1 over 50 repeats of 14 parameters: issue 3's bound.
+COVERAGE_68_OF_50 = 0.08
