@@ -20,7 +20,7 @@ mask = None
           "a pixel can be used."
 mtz_columns = None
   .type = str
-  .help = "The amplitudes and their sigmas, such as F,SIGF. None takes those that the file has, if it has only one."
+  .help = "The amplitudes and their sigmas, such as F,SIGF. None takes F,SIGF, else the first."
 gain = None
   .type = numeric(above=0)
   .help = "Image units per photon. A photon counter needs none; for others dbex.estimate_noise measures it."
@@ -59,8 +59,8 @@ refine
             "flat faces), mosaic_tensor, size_tensor, component (a second orientation); or none."
   start = *auto wide near
     .type = choice
-    .help = "How far the start may be off: wide begins with a coarse-to-fine search, near refines at once, auto"
-            "decides from the data."
+    .help = "How far the start may be off: wide begins with a search from the spots' centroids, near refines at once,"
+            "auto searches too, which does a good start no harm."
   max_iterations = 50
     .type = whole(minimum=1)
     .help = "Give up after so many steps of the solver."

@@ -60,7 +60,7 @@ def _chosen(arrays: Sequence[Any], columns: str | None, path: str | Path) -> Any
         usable = [a for a in arrays if a.is_xray_amplitude_array() and a.sigmas() is not None]
         named = [a for a in usable if label(a) == DEFAULT_COLUMNS]
         if not usable:
-            raise BadInput(f"{path} has no amplitudes with sigmas but {there}: name a column with mtz.columns=")
+            raise BadInput(f"{path} has no amplitudes with sigmas but {there}: give an MTZ with amplitudes")
         return (named or usable)[0]
     wanted = columns.replace(" ", "")
     matches = [a for a in arrays if label(a) == wanted] or [a for a in arrays if a.info().labels[0] == wanted]

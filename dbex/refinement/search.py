@@ -55,15 +55,17 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
 
     start = base[places].numpy()
     before, _ = spot_offsets(map.models(base), hkl, panel, xy)
-    found = least_squares(
-        lambda v: residuals(torch.as_tensor(v)).numpy(),
-        start,
-        jac=lambda v: jacobian(lambda x: (residuals(x),), torch.as_tensor(v))[0].numpy(),
-        loss="soft_l1",
-        x_scale="jac",
-        max_nfev=200,
-    )
-    best = base.index_copy(0, places, torch.as_tensor(found.x))
+    best = base
+    if moving:
+        found = least_squares(
+            lambda v: residuals(torch.as_tensor(v)).numpy(),
+            start,
+            jac=lambda v: jacobian(lambda x: (residuals(x),), torch.as_tensor(v))[0].numpy(),
+            loss="soft_l1",
+            x_scale="jac",
+            max_nfev=200,
+        )
+        best = base.index_copy(0, places, torch.as_tensor(found.x))
     after, angle = spot_offsets(map.models(best), hkl, panel, xy)
     distance = torch.linalg.vector_norm(after, dim=-1)
     middle = torch.sqrt(torch.median(angle**2) / 0.4549)  # the median of χ² with one degree of freedom

@@ -39,6 +39,8 @@ class Settings:
         for name in self.terms:
             check_choice("refine.terms", name, TERMS)
         check_choice("refine.start", self.start, STARTS)
+        if not (self.crystal or self.detector or self.beam):
+            raise BadInput("nothing is free to move: name a part of refine.crystal, refine.detector or refine.beam")
         if self.d_min is not None and not (math.isfinite(self.d_min) and self.d_min > 0):
             raise BadInput(f"d_min is {self.d_min}: expected a resolution in Å above 0")
         if self.max_iterations < 1:
