@@ -15,6 +15,7 @@ STAGES = {
     "crystal and beam": (CRYSTAL, (), BEAM),
     "detector and beam": ((), DETECTOR, BEAM),
     "tensors": (("orientation", "cell", "scale", "mosaic_tensor", "size_tensor"), (), ()),
+    "square blocks": (("orientation", "cell", "scale", "b_factor", "square", "mosaicity"), (), ()),
     "two components": (("orientation", "cell", "scale", "b_factor", "size", "mosaic_tensor", "component"), (), ()),
 }
 
@@ -24,7 +25,7 @@ STEPS = {
     "cell": 2e-5,
     "scale": 0.01,
     "b_factor": 0.1,
-    **dict.fromkeys(("size", "mosaicity", "mosaic_tensor", "size_tensor", "bandwidth"), 0.01),
+    **dict.fromkeys(("size", "mosaicity", "mosaic_tensor", "size_tensor", "bandwidth", "square"), 0.01),
     "distance": 2e-3,
     "shift": 5e-4,
     **dict.fromkeys(("tilt", "wavelength", "direction"), 2e-5),

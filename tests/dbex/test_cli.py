@@ -50,7 +50,7 @@ def test_names_are_joined_by_commas_and_none_holds_a_whole_group():
     assert settings("refine.detector=distance,shift").detector == ("distance", "shift")
     assert settings("refine.detector=distance+tilt").detector == ("distance", "tilt")
     assert settings("refine.beam=Wavelength, bandwidth").beam == ("wavelength", "bandwidth")
-    assert settings("refine.crystal=none").crystal == ()
+    assert settings("refine.crystal=none", "refine.detector=distance").crystal == ()
     assert settings("refine.crystal=orientation").crystal == ("orientation",)
 
 
@@ -364,7 +364,14 @@ def test_a_run_that_is_stopped_leaves_nothing(number, status, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "dbex.cli.refine", *FILES, MASK]
     with subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that runs the tests in its background has them, and so the child, ignore SIGINT
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as child:
         assert child.stdout is not None
         assert any("indexed reflections" in line for line in child.stdout), "it has begun to refine"

@@ -151,7 +151,7 @@ class TestDB_AT_011_Workflow:
         rows = torch.cat([J.view(n * p, -1), linear], 1) * root[:, None]
         whole = rows.T @ rows
         free = len(x)
-        whole[range(free), range(free)] += torch.tensor([q.prior**-2.0 for q in objective.map.parameters])
+        whole[range(free), range(free)] += torch.as_tensor(np.array([q.prior**-2.0 for q in objective.map.parameters]))
         last = range(len(whole) - count, len(whole))
         whole[last, last] += 1.0
         A, B, C = whole[:free, :free], whole[:free, free:], whole[free:, free:]
