@@ -127,7 +127,7 @@ def reflection_table(refined: Refined) -> Any:
     table["bbox"] = flex.int6(*(flex.int(column) for column in columns(bbox, np.int32)))
     table["s1"] = vectors(boxes.s1 * scale)
     table["xyzcal.px"] = vectors(np.column_stack([boxes.xy_px, zeros]))
-    table["xyzcal.mm"] = vectors(np.column_stack([boxes.xy_mm, zeros]))
+    table["xyzcal.mm"] = vectors(np.column_stack([positions_mm(refined), zeros]))
     for name, values in {
         "delpsical.rad": boxes.delpsi_rad,
         "intensity.prf.value": boxes.intensity,
@@ -148,6 +148,14 @@ def reflection_table(refined: Refined) -> Any:
     table["flags"] = flags(boxes, table)
     name_experiments(table, [refined.still.experiment.identifier])
     return table
+
+
+def positions_mm(refined: Refined) -> np.ndarray:
+    """The centroids (n, 2) as DIALS has them in mm: where the ray meets the sensor's surface, parallax taken off."""
+    detector = to_dxtbx_detector(refined.detector, refined.still.experiment.detector)
+    boxes = refined.boxes
+    pixels = zip(boxes.panel.tolist(), boxes.xy_px.tolist(), strict=True)
+    return np.array([detector[panel].pixel_to_millimeter(xy) for panel, xy in pixels]).reshape(-1, 2)
 
 
 def kept_columns(observed: Any, row: np.ndarray) -> Any:
