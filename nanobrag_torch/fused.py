@@ -1,9 +1,9 @@
-"""Shoeboxes in closed form: profiles, and the sums from which every derivative follows, pixel by pixel.
+"""Shoeboxes in closed form: profiles, and the sums from which every derivative follows, in one pass over the pixels.
 
 The physics is that of profile.py, written out in components so that each line is one pass over the pixels of some
-boxes and a compiler can make one loop of all of them; tests compare values and every derivative. A sample of a pixel
-depends on its node through ten numbers (q_h, six of S, ln amplitude), on its panel through the panel's place as a
-rigid body, and on the beam. With Δ = q - q_h, g = S⁻¹ Δ, s1 the ray and I the intensity of a sample,
+boxes and a compiler makes one loop of all of them (compiling.py); tests compare values and every derivative. A sample
+of a pixel depends on its node through ten numbers (q_h, six of S, ln amplitude), on its panel through the panel's place
+as a rigid body, and on the beam. With Δ = q - q_h, g = S⁻¹ Δ, s1 the ray and I the intensity of a sample,
 
     dI = I [ g.dq_h + ½ gᵀ dS g - ½ tr(S⁻¹ dS) + d ln amplitude                      (node)
              + c.t + (s1 x u).ω                                                      (panel: shift t, rotation ω)
@@ -11,22 +11,28 @@ rigid body, and on the beam. With Δ = q - q_h, g = S⁻¹ Δ, s1 the ray and I 
 
 where u = -g/λ + ∂ln P/∂s1 and c is the gradient by the position of the pixel. A rotation of a panel about the crystal
 changes neither R, nor Ω, nor what the sensor absorbs. The sums over samples of I times these factors are all that any
-number of parameters needs.
+number of parameters needs: the cost of a pixel does not depend on how many are free.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from nanobrag_torch.compiling import compiled
 from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, sub_pixel_offsets, whitening
+from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, whitening
 from nanobrag_torch.tensors import as_tensor, unit
 
 Vec = tuple[Tensor, Tensor, Tensor]
+#: Pairs of axes in the order of the six numbers of a symmetric matrix.
+SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+#: Sums of a node, of a panel and of the beam.
+NODE_SUMS, PANEL_SUMS, BEAM_SUMS = 10, 6, 10
 
 
 @dataclass(frozen=True)
@@ -46,49 +52,49 @@ class BoxPixels:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sub-pixel in one layer of all pixels (boxes, pixels): q, Ω P C over the number of sub-pixels, and for the
-    derivatives the ray s1, 1/R, P and what the depth of absorption adds (None where they are not asked for)."""
+class Scene:
+    """What a pass sees beside the nodes: `slow` and `fast` (boxes, pixels) as numbers of the nodes' dtype, the panel of
+    each box as a row of numbers (boxes, 17 + layers), the beam (12,), and how a pixel is sampled."""
 
-    layer: int
-    q: Vec
-    factor: Tensor
-    s1: Vec
-    per_range: Tensor
-    polarization: Tensor
-    depth: "Depth"
+    slow: Tensor
+    fast: Tensor
+    panel: Tensor
+    beam: Tensor
+    rule: Quadrature
 
-
-@dataclass(frozen=True)
-class Depth:
-    """Absorption in a layer at a pixel's centre: mean depth (mm) and its derivative by the obliquity's cosine, the
-    derivative of ln C, and the gradient of that cosine by the position (boxes, pixels)."""
-
-    mean: Tensor
-    slope: Tensor
-    ln_capture_slope: Tensor
-    capture: Tensor
-    cosine_gradient: Vec
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All but the rule."""
+        return self.slow, self.fast, self.panel, self.beam
 
 
-@dataclass(frozen=True)
-class Light:
-    """The beam in components: wavelength, s0, and the two axes of the polarisation with their weights."""
-
-    wavelength: Tensor
-    s0: Vec
-    axes: tuple[tuple[Vec, Tensor], ...]
+def scene(panels: Panels, beam: BeamConfig, boxes: BoxPixels, rule: Quadrature) -> Scene:
+    """The scene of some boxes."""
+    like = panels.origin
+    slow, fast = (a.to(like.dtype).contiguous() for a in (boxes.slow, boxes.fast))
+    return Scene(slow, fast, panel_rows(panels, rule.layers)[boxes.panel], beam_row(beam, like), rule)
 
 
-def light(beam: BeamConfig, like: Tensor) -> Light:
-    """The beam of a record; no axes where polarisation is switched off."""
+def panel_rows(panels: Panels, layers: int) -> Tensor:
+    """Panels as rows of numbers (n panels, 17 + layers): fast, slow, the normal that points away from the crystal, the
+    origin, pixel size, distance along that normal, μ, 1 where there is parallax, and the edges of the layers."""
+    sign = torch.sign(panels.distance)
+    numbers = [panels.pixel_size, torch.abs(panels.distance), panels.mu, panels.parallax.to(sign.dtype)]
+    found = sensor_layers(panels, layers)
+    numbers += [found[0].near, *(layer.far for layer in found)]
+    outward = panels.normal * sign[:, None]
+    return torch.cat([panels.fast, panels.slow, outward, panels.origin, torch.stack(numbers, -1)], -1)
+
+
+def beam_row(beam: BeamConfig, like: Tensor) -> Tensor:
+    """The beam as a row of numbers (12,): wavelength, s0, and the two axes of the polarisation, each followed by its
+    weight w in P = 1 - Σ w (s1.axis)², which is 0 where polarisation is switched off."""
     s0 = unit(as_tensor(beam.direction, like))
-    wavelength = as_tensor(beam.wavelength_A, like)
-    if beam.polarization_fraction is None:
-        return Light(wavelength, _vec(s0), ())
     e, p = polarization_axes(s0, as_tensor(beam.polarization_normal, like))
-    fraction = as_tensor(beam.polarization_fraction, like)
-    return Light(wavelength, _vec(s0), ((_vec(e), fraction), (_vec(p), 1 - fraction)))
+    fraction = beam.polarization_fraction
+    weights = (0.0, 0.0) if fraction is None else (fraction, 1 - fraction)
+    w_e, w_p = (as_tensor(w, like)[None] for w in weights)
+    return torch.cat([as_tensor(beam.wavelength_A, like)[None], s0, e, w_e, p, w_p])
 
 
 def polarization_axes(s0: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,126 +103,40 @@ def polarization_axes(s0: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     return e, torch.linalg.cross(s0, e)
 
 
-def _vec(v: Tensor) -> Vec:
-    x, y, z = v.unbind(-1)
-    return x, y, z
+def node_rows(at: Nodes, count: int) -> Tensor:
+    """Nodes, `count` of a box together, as rows of numbers (layers, boxes, count, 10): q, the whitening matrix, and ln
+    of the peak."""
+    rows = []
+    for covariance in at.covariance:
+        W, ln_norm = whitening(covariance)
+        lower = torch.stack([W[:, i, j] for i in range(3) for j in range(i + 1)], -1)
+        rows.append(torch.cat([at.q, lower, (ln_norm + at.ln_amplitude)[:, None]], -1))
+    return torch.stack(rows).unflatten(1, (-1, count))
 
 
-def _column(v: Tensor) -> Vec:
-    """Components (boxes, 1) of vectors (boxes, 3)."""
-    x, y, z = v[:, None].unbind(-1)
-    return x, y, z
+def box_profiles(at: Nodes, count: int, of: Scene) -> Tensor:
+    """Intensity (boxes, count, pixels) of each box's nodes; `at` holds boxes * count nodes, those of a box together."""
+    return profile_pass(*of.tensors, node_rows(at, count), rule=of.rule)
 
 
-def _dot(a: Vec, b: Vec) -> Tensor:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+def box_moments(at: Nodes, count: int, of: Scene, root: Tensor) -> Tensor:
+    """For each node the sums over samples of I, I g and the upper triangle of I g gᵀ, times `root` (boxes, pixels):
+    (boxes, layers * count * 10, pixels)."""
+    return moment_pass(*of.tensors, node_rows(at, count), root, rule=of.rule).flatten(1, 3)
 
 
-def _cross(a: Vec, b: Vec) -> Vec:
-    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-
-
-def _plus(a: Vec, scale: Tensor | float, b: Vec) -> Vec:
-    return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
-
-
-def _times(scale: Tensor, a: Vec) -> Vec:
-    return scale * a[0], scale * a[1], scale * a[2]
-
-
-def samples(panels: Panels, beam: BeamConfig, boxes: BoxPixels, rule: Quadrature) -> list[Sample]:
-    """All samples of the pixels of some boxes, those of one layer together."""
-    of, lamp = boxes.panel, light(beam, panels.origin)
-    size, distance = panels.pixel_size[of, None], torch.abs(panels.distance)[of, None]
-    outward = panels.normal[of] * torch.sign(panels.distance)[of, None]
-    fast, slow, normal = _column(panels.fast[of]), _column(panels.slow[of]), _column(outward)
-    corner = _column(panels.origin[of])
-    edge_fast, edge_slow = _times(size, fast), _times(size, slow)
-    first = _plus(_plus(corner, boxes.fast, edge_fast), boxes.slow, edge_slow)
-    centre = _plus(_plus(first, 0.5, edge_fast), 0.5, edge_slow)
-    result = []
-    for number, layer in enumerate(sensor_layers(panels, rule.layers)):
-        depth = _absorbed(panels, layer, of, centre, normal, rule.layers)
-        sunk = _plus(first, depth.mean, normal)
-        for up in sub_pixel_offsets(rule.oversample, size).tolist():
-            row = _plus(sunk, up, edge_slow)
-            for along in sub_pixel_offsets(rule.oversample, size).tolist():
-                place = _plus(row, along, edge_fast)
-                per_range = torch.rsqrt(_dot(place, place))
-                s1 = _times(per_range, place)
-                polarization = _polarization(s1, lamp)
-                solid_angle = (size**2 * (distance + depth.mean)) * per_range**3
-                factor = solid_angle * polarization * depth.capture / rule.oversample**2
-                q = _times(1 / lamp.wavelength, _plus(s1, -1.0, lamp.s0))
-                result.append(Sample(number, q, factor, s1, per_range, polarization, depth))
-    return result
-
-
-def _absorbed(panels: Panels, layer: Layer, of: Tensor, centre: Vec, normal: Vec, layers: int) -> Depth:
-    """The layer's absorption at the pixels' centres, with its slopes by the cosine of the obliquity.
-
-    Depths in a layer are a truncated exponential of rate μ/cosine, an exponential family: the derivative of the mean
-    by the rate is minus the variance, that of ln captured is cosine/μ minus the mean.
-    """
-    per_range = torch.rsqrt(_dot(centre, centre))
-    s1 = _times(per_range, centre)
-    cosine = _dot(s1, normal)
-    panel = of[:, None].expand_as(cosine)
-    absorbing = (panels.thickness[panel] > 0) & (panels.mu[panel] > 0)
-    parallax = panels.parallax[panel]
-    mean, variance, captured = layer_depth(
-        replace(panels, parallax=torch.ones_like(panels.parallax)), layer, panel, cosine
-    )
-    by_cosine = panels.mu[panel] / cosine**2  # of -μ/cosine
-    deep = absorbing & parallax
-    zero = torch.zeros_like(mean)
-    return Depth(
-        torch.where(parallax, mean, zero),
-        torch.where(deep, variance * by_cosine, zero),
-        torch.where(absorbing, mean * by_cosine - 1 / cosine, zero),
-        torch.where(absorbing, captured, torch.full_like(captured, 1.0 / layers)),
-        _times(per_range, _plus(normal, -cosine, s1)),
-    )
-
-
-def _polarization(s1: Vec, lamp: Light) -> Tensor:
-    if not lamp.axes:
-        return torch.ones_like(s1[0])
-    (e, f_e), (p, f_p) = lamp.axes
-    return f_e * (1 - _dot(s1, e) ** 2) + f_p * (1 - _dot(s1, p) ** 2)
-
-
-def box_profiles(at: Nodes, found: list[Sample], count: int) -> Tensor:
-    """Intensity (boxes, pixels, count) of each box's nodes; `at` holds boxes * count nodes, those of a box together."""
-    whiten = [whitening(covariance) for covariance in at.covariance]
+def ray_sums(at: Nodes, weights: Tensor, of: Scene, root: Tensor, beam: bool) -> Tensor:
+    """The sums of the panel (6), shift and rotation, and with `beam` of the beam (10): ln λ, s0 and the two axes of the
+    polarisation; of all nodes with `weights` (boxes, count), times `root`: (boxes, 6 or 16, pixels)."""
+    rows = node_rows(at, weights.shape[1])
     total = []
-    for k in range(count):
-        q_h, amplitude = _column(at.q[k::count]), at.ln_amplitude[k::count, None]
-        image = torch.zeros_like(found[0].factor)
-        for sample in found:
-            W, ln_norm = whiten[sample.layer]
-            y = _whitened(W[k::count, None], _plus(sample.q, -1.0, q_h))
-            image = image + sample.factor * torch.exp((amplitude + ln_norm[k::count, None]) - 0.5 * _dot(y, y))
-        total.append(image)
-    return torch.stack(total, -1)
-
-
-def _whitened(W: Tensor, v: Vec) -> Vec:
-    """W v for lower triangular W (boxes, 1, 3, 3)."""
-    return (
-        W[..., 0, 0] * v[0],
-        W[..., 1, 0] * v[0] + W[..., 1, 1] * v[1],
-        W[..., 2, 0] * v[0] + W[..., 2, 1] * v[1] + W[..., 2, 2] * v[2],
-    )
-
-
-def _unwhitened(W: Tensor, y: Vec) -> Vec:
-    """Wᵀ y."""
-    return (
-        W[..., 0, 0] * y[0] + W[..., 1, 0] * y[1] + W[..., 2, 0] * y[2],
-        W[..., 1, 1] * y[1] + W[..., 2, 1] * y[2],
-        W[..., 2, 2] * y[2],
-    )
+    for k in range(weights.shape[1]):
+        tensors = (*of.tensors, rows[:, :, k, None], weights[:, k, None], root)
+        found = [panel_pass(*tensors, rule=of.rule)]
+        if beam:
+            found.append(beam_pass(*tensors, rule=of.rule))
+        total.append(torch.cat(found, 1))
+    return torch.stack(total).sum(0) if len(total) > 1 else total[0]
 
 
 @dataclass(frozen=True)
@@ -231,6 +151,19 @@ class NodeColumns:
     def rows(self, part: slice | Tensor) -> "NodeColumns":
         """Those of some nodes."""
         return NodeColumns(self.q[part], self.covariance[:, part], self.ln_amplitude[part])
+
+
+def node_map(at: Nodes, weights: Tensor, by_x: NodeColumns) -> Tensor:
+    """The map (boxes, layers * count * 10, n) from box_moments to the derivatives of Σ weight times profile."""
+    parts = []
+    for covariance, dS in zip(at.covariance, by_x.covariance, strict=True):
+        W, _ = whitening(covariance)
+        inverse = W.transpose(-1, -2) @ W
+        amplitude = by_x.ln_amplitude - 0.5 * (inverse[..., None] * dS).sum((-3, -2))
+        second = [dS[:, i, j] * (0.5 if i == j else 1.0) for i, j in SIX]
+        parts.append(torch.cat([amplitude[:, None], by_x.q, torch.stack(second, 1)], 1))
+    rows = torch.stack(parts) * weights.flatten()[:, None, None]
+    return rows.unflatten(1, weights.shape).transpose(0, 1).flatten(1, 3)
 
 
 @dataclass(frozen=True)
@@ -260,111 +193,289 @@ def ray_columns(models: Callable[[Tensor], tuple[Panels, BeamConfig]], x: Tensor
     return RayColumns(torch.cat([shift, rotation], 1), of_beam)
 
 
+@dataclass(frozen=True)
+class Derivatives:
+    """Derivatives of boxes in two factors: `sums` (boxes, f, pixels) and `map` (boxes, f, n), with f the smaller of
+    what a pixel's model depends on and of the number of parameters."""
+
+    sums: Tensor
+    map: Tensor
+
+
 def box_derivatives(
     at: Nodes,
     weights: Tensor,
-    nodes_by_x: NodeColumns,
-    found: list[Sample],
-    boxes: BoxPixels,
-    panels: Panels,
-    beam: BeamConfig,
-    rays_by_x: RayColumns | None,
-) -> Tensor:
-    """Derivatives (boxes, pixels, n) of the sum over a box's nodes of weight times profile.
+    by_x: NodeColumns,
+    of: Scene,
+    root: Tensor,
+    rays: tuple[Tensor, Tensor] | None,
+) -> Derivatives:
+    """Derivatives of the sum over a box's nodes of weight times profile, times `root` (boxes, pixels).
 
-    `weights` (boxes, k) are the nodes' intensities; `rays_by_x` is None where no parameter moves detector or beam.
+    `weights` (boxes, k) are the nodes' intensities; `rays` how the boxes' panels (boxes, 6, n) and the beam (10, n)
+    follow x, None where they stay; where only panels move, the beam's is zero and not looked at.
     """
-    count = weights.shape[1]
-    shape = found[0].factor.shape
-    result = torch.zeros(*shape, nodes_by_x.ln_amplitude.shape[-1], dtype=at.q.dtype, device=at.q.device)
-    layers = len(at.covariance)
-    whiten = [whitening(covariance) for covariance in at.covariance]
-    for number in range(layers):
-        W, ln_norm = whiten[number]
-        mine = [sample for sample in found if sample.layer == number]
-        rays_sum = RaySums.zeros(found[0].factor) if rays_by_x is not None else None
-        for k in range(count):
-            part = slice(k, None, count)
-            peak = weights[:, k, None] * torch.exp(ln_norm + at.ln_amplitude)[part, None]
-            moments = _node_sums(W[part, None], _column(at.q[part]), peak, mine, rays_sum, panels, boxes, beam)
-            inverse = W[part].transpose(-1, -2) @ W[part]
-            result += torch.stack(moments, -1) @ _node_map(nodes_by_x, number, part, inverse)
-        if rays_sum is not None and rays_by_x is not None:
-            of_panel, of_beam = rays_sum.columns()
-            result += of_panel @ rays_by_x.panel[boxes.panel] + of_beam @ rays_by_x.beam
+    sums, map = box_moments(at, weights.shape[1], of, root), node_map(at, weights, by_x)
+    if rays is not None:
+        panel, beam = rays
+        beam_moves = bool((beam != 0).any())
+        sums = torch.cat([sums, ray_sums(at, weights, of, root, beam_moves)], 1)
+        map = torch.cat([map, panel, *([beam.expand(len(panel), -1, -1)] if beam_moves else [])], 1)
+    n = map.shape[-1]
+    if map.shape[1] <= n:
+        return Derivatives(sums, map)
+    return Derivatives(
+        map.transpose(1, 2) @ sums, torch.eye(n, dtype=map.dtype, device=map.device).expand(len(map), n, n)
+    )
+
+
+def _dot(a: Vec, b: Vec) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cross(a: Vec, b: Vec) -> Vec:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+def _plus(a: Vec, scale: Tensor | float, b: Vec) -> Vec:
+    return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
+
+
+def _times(scale: Tensor, a: Vec) -> Vec:
+    return scale * a[0], scale * a[1], scale * a[2]
+
+
+def _vec(numbers: list[Tensor], first: int) -> Vec:
+    x, y, z = numbers[first : first + 3]
+    return x, y, z
+
+
+@dataclass(frozen=True)
+class Light:
+    """The beam in components: wavelength, s0, and the two axes of the polarisation with their weights."""
+
+    wavelength: Tensor
+    s0: Vec
+    axes: tuple[tuple[Vec, Tensor], ...]
+
+
+def light(beam: Tensor) -> Light:
+    """The beam of a row of numbers."""
+    numbers = list(beam.unbind())
+    return Light(numbers[0], _vec(numbers, 1), ((_vec(numbers, 4), numbers[7]), (_vec(numbers, 8), numbers[11])))
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Absorption in a layer at a pixel's centre: mean depth (mm) and its derivative by the obliquity's cosine, the
+    fraction captured and the derivative of its logarithm, and the gradient of that cosine by the position."""
+
+    mean: Tensor
+    slope: Tensor
+    capture: Tensor
+    ln_capture_slope: Tensor
+    cosine_gradient: Vec
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sub-pixel in one layer of all pixels (boxes, 1, pixels): q, Ω P C over the number of sub-pixels, the ray s1,
+    1/R, P, the normal distance at which it is absorbed, the normal, and the absorption."""
+
+    layer: int
+    q: Vec
+    factor: Tensor
+    s1: Vec
+    per_range: Tensor
+    polarization: Tensor
+    distance: Tensor
+    normal: Vec
+    depth: Depth
+
+
+def samples(slow: Tensor, fast: Tensor, panel: Tensor, beam: Tensor, rule: Quadrature) -> list[Sample]:
+    """All samples of the pixels of some boxes, those of one layer together; arguments as in Scene."""
+    lamp, numbers = light(beam), list(panel[:, :, None, None].unbind(1))
+    slow, fast = slow[:, None], fast[:, None]
+    normal, corner = _vec(numbers, 6), _vec(numbers, 9)
+    size, distance = numbers[12], numbers[13]
+    edge_fast, edge_slow = _times(size, _vec(numbers, 0)), _times(size, _vec(numbers, 3))
+    first = _plus(_plus(corner, fast, edge_fast), slow, edge_slow)
+    centre = _plus(_plus(first, 0.5, edge_fast), 0.5, edge_slow)
+    offsets = [(i + 0.5) / rule.oversample for i in range(rule.oversample)]
+    result = []
+    for number, depth in enumerate(_absorbed(numbers, centre, normal)):
+        sunk = _plus(first, depth.mean, normal)
+        for up in offsets:
+            row = _plus(sunk, up, edge_slow)
+            for along in offsets:
+                place = _plus(row, along, edge_fast)
+                per_range = torch.rsqrt(_dot(place, place))
+                s1 = _times(per_range, place)
+                polarization = _polarization(s1, lamp)
+                reach = distance + depth.mean
+                solid_angle = (size**2 * reach) * (per_range * per_range * per_range)
+                factor = solid_angle * polarization * depth.capture / rule.oversample**2
+                q = _times(1 / lamp.wavelength, _plus(s1, -1.0, lamp.s0))
+                result.append(Sample(number, q, factor, s1, per_range, polarization, reach, normal, depth))
     return result
 
 
-class RaySums:
-    """Running sums over samples for panel (shift, rotation) and beam (ln wavelength, s0, axes) of one layer."""
+def _polarization(s1: Vec, lamp: Light) -> Tensor:
+    (e, w_e), (p, w_p) = lamp.axes
+    return 1 - w_e * _dot(s1, e) ** 2 - w_p * _dot(s1, p) ** 2
 
-    def __init__(self, panel: list[Tensor], beam: list[Tensor]) -> None:
-        self.panel, self.beam = panel, beam
 
-    @classmethod
-    def zeros(cls, like: Tensor) -> "RaySums":
-        """Nothing summed yet."""
-        return cls([torch.zeros_like(like) for _ in range(6)], [torch.zeros_like(like) for _ in range(10)])
+def _absorbed(numbers: list[Tensor], centre: Vec, normal: Vec) -> list[Depth]:
+    """Each layer's absorption at the pixels' centres, with its slopes by the cosine of the obliquity.
 
-    def add(self, intensity: Tensor, g: Vec, sample: Sample, lamp: Light, normal: Vec, front: Tensor) -> None:
-        """Add one sample; `front` is the normal distance of the sensor's surface."""
+    Depths in a layer are a truncated exponential of rate μ/cosine, an exponential family: the derivative of the mean
+    by the rate is minus the variance, that of ln captured is cosine/μ minus the mean.
+    """
+    size, distance, mu, parallax = numbers[12:16]
+    layers = [Layer(near, far) for near, far in pairwise(numbers[16:])]
+    thickness = layers[-1].far
+    per_range = torch.rsqrt(_dot(centre, centre))
+    s1 = _times(per_range, centre)
+    cosine = _dot(s1, normal)
+    everywhere = torch.ones_like(parallax, dtype=torch.bool)
+    nothing = torch.zeros_like(size)
+    physical = Panels(nothing, nothing, nothing, distance, nothing, size, thickness, mu, nothing, everywhere)
+    absorbing, shifts = (thickness > 0) & (mu > 0), parallax > 0
+    zero = torch.zeros_like(cosine)
+    result = []
+    for layer in layers:
+        mean, variance, captured = layer_depth(physical, layer, ..., cosine)
+        by_cosine = mu / cosine**2  # of -μ/cosine
+        result.append(
+            Depth(
+                torch.where(shifts, mean, zero),
+                torch.where(absorbing & shifts, variance * by_cosine, zero),
+                torch.where(absorbing, captured, zero + 1.0 / len(layers)),
+                torch.where(absorbing, mean * by_cosine - 1 / cosine, zero),
+                _times(per_range, _plus(normal, -cosine, s1)),
+            )
+        )
+    return result
+
+
+def _whitened(W: list[Tensor], v: Vec) -> Vec:
+    """W v for lower triangular W, six numbers row by row."""
+    return W[0] * v[0], W[1] * v[0] + W[2] * v[1], W[3] * v[0] + W[4] * v[1] + W[5] * v[2]
+
+
+def _unwhitened(W: list[Tensor], y: Vec) -> Vec:
+    """Wᵀ y."""
+    return W[0] * y[0] + W[1] * y[1] + W[3] * y[2], W[2] * y[1] + W[4] * y[2], W[5] * y[2]
+
+
+def _at_node(sample: Sample, nodes: Tensor) -> tuple[Tensor, Vec]:
+    """Intensity (boxes, k, pixels) of a sample for each node, and g."""
+    numbers = list(nodes[sample.layer, ..., None].unbind(2))
+    y = _whitened(numbers[3:9], _plus(sample.q, -1.0, _vec(numbers, 0)))
+    return sample.factor * torch.exp(numbers[9] - 0.5 * _dot(y, y)), _unwhitened(numbers[3:9], y)
+
+
+def _ln_polarization_slope(sample: Sample, axis: Vec, share: Tensor) -> Tensor:
+    """The derivative of ln P by s1 along an axis of the polarisation; by the axis it is the same along s1."""
+    return -2 * share * _dot(sample.s1, axis) / sample.polarization
+
+
+#: Sizes in the passes' arguments, by which they are compiled: boxes, pixels, nodes of a box. The sums of panel and
+#: beam are taken for one node of a box at a time: most have one.
+_SCENE = (("b", "p"), ("b", "p"), ("b", 18), (12,))
+_NODES, _NODE = (1, "b", "k", 10), (1, "b", 1, 10)
+
+
+@compiled(*_SCENE, _NODES, rule=Quadrature())
+def profile_pass(slow: Tensor, fast: Tensor, panel: Tensor, beam: Tensor, nodes: Tensor, *, rule: Quadrature) -> Tensor:
+    """Intensities (boxes, k, pixels)."""
+    found = samples(slow, fast, panel, beam, rule)
+    total = _at_node(found[0], nodes)[0]
+    for sample in found[1:]:
+        total = total + _at_node(sample, nodes)[0]
+    return total
+
+
+@compiled(*_SCENE, _NODES, ("b", "p"), rule=Quadrature())
+def moment_pass(
+    slow: Tensor,
+    fast: Tensor,
+    panel: Tensor,
+    beam: Tensor,
+    nodes: Tensor,
+    root: Tensor,
+    *,
+    rule: Quadrature,
+) -> Tensor:
+    """Sums of I, I g and I g gᵀ, times root: (boxes, layers, k, 10, pixels)."""
+    found = samples(slow, fast, panel, beam, rule)
+    layers = []
+    for number in range(rule.layers):
+        sums: list[Tensor] = []
+        for sample in found:
+            if sample.layer == number:
+                intensity, g = _at_node(sample, nodes)
+                first = _times(intensity, g)
+                terms = [intensity, *first, *(first[i] * g[j] for i, j in SIX)]
+                sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
+        layers.append(torch.stack([root[:, None] * total for total in sums], 2))
+    return torch.stack(layers, 1)
+
+
+@compiled(*_SCENE, _NODE, ("b", 1), ("b", "p"), rule=Quadrature())
+def panel_pass(
+    slow: Tensor,
+    fast: Tensor,
+    panel: Tensor,
+    beam: Tensor,
+    node: Tensor,
+    weight: Tensor,
+    root: Tensor,
+    *,
+    rule: Quadrature,
+) -> Tensor:
+    """The panel's sums (boxes, 6, pixels) for one node of each box, times weight and root."""
+    lamp = light(beam)
+    total: list[Tensor] = []
+    for sample in samples(slow, fast, panel, beam, rule):
+        profile, g = _at_node(sample, node)
+        intensity = weight[..., None] * profile
+        pull = _times(intensity, g)
         s1, per_range, depth = sample.s1, sample.per_range, sample.depth
-        u = _times(-1 / lamp.wavelength, g)
-        axial = [(-2 * weight * _dot(s1, axis) / sample.polarization, axis) for axis, weight in lamp.axes]
-        for slope, axis in axial:
-            u = _plus(u, slope, axis)
-        across = _times(per_range, _plus(u, -_dot(u, s1), s1))
-        by_place = _plus(across, -3 * per_range, s1)
-        sunk = front + depth.mean
-        by_cosine = depth.ln_capture_slope + depth.slope * (_dot(by_place, normal) + 1 / sunk)
-        force = _plus(_plus(by_place, 1 / sunk, normal), by_cosine, depth.cosine_gradient)
-        torque = _cross(s1, u)
-        for i in range(3):
-            self.panel[i] = self.panel[i] + intensity * force[i]
-            self.panel[3 + i] = self.panel[3 + i] + intensity * torque[i]
-            self.beam[1 + i] = self.beam[1 + i] + intensity * g[i] / lamp.wavelength
-            for j, (slope, _) in enumerate(axial):
-                self.beam[4 + 3 * j + i] = self.beam[4 + 3 * j + i] + intensity * slope * s1[i]
-        self.beam[0] = self.beam[0] + intensity * _dot(g, sample.q)
-
-    def columns(self) -> tuple[Tensor, Tensor]:
-        """The sums (boxes, pixels, 6) and (boxes, pixels, 10)."""
-        return torch.stack(self.panel, -1), torch.stack(self.beam, -1)
+        u = _times(-1 / lamp.wavelength, pull)
+        for axis, share in lamp.axes:
+            u = _plus(u, intensity * _ln_polarization_slope(sample, axis, share), axis)
+        by_place = _plus(_times(per_range, _plus(u, -_dot(u, s1), s1)), -3 * per_range * intensity, s1)
+        along = intensity / sample.distance
+        by_cosine = intensity * depth.ln_capture_slope + depth.slope * (_dot(by_place, sample.normal) + along)
+        force = _plus(_plus(by_place, along, sample.normal), by_cosine, depth.cosine_gradient)
+        terms = [*force, *_cross(s1, u)]
+        total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
+    return torch.cat([root[:, None] * term for term in total], 1)
 
 
-def _node_sums(
-    W: Tensor,
-    q_h: Vec,
-    peak: Tensor,
-    found: list[Sample],
-    rays_sum: RaySums | None,
-    panels: Panels,
-    boxes: BoxPixels,
-    beam: BeamConfig,
-) -> list[Tensor]:
-    """Sums over samples (boxes, pixels) of I, I g and the upper triangle of I g gᵀ; adds to those of the rays."""
-    lamp = light(beam, panels.origin)
-    normal = _column(panels.normal[boxes.panel] * torch.sign(panels.distance)[boxes.panel, None])
-    front = torch.abs(panels.distance)[boxes.panel, None]
-    zero = torch.zeros_like(found[0].factor)
-    sums = [zero] * 10
-    for sample in found:
-        y = _whitened(W, _plus(sample.q, -1.0, q_h))
-        intensity = peak * sample.factor * torch.exp(-0.5 * _dot(y, y))
-        g = _unwhitened(W, y)
-        first = _times(intensity, g)
-        terms = [intensity, *first]
-        terms += [first[0] * g[0], first[0] * g[1], first[0] * g[2], first[1] * g[1], first[1] * g[2], first[2] * g[2]]
-        sums = [total + term for total, term in zip(sums, terms, strict=True)]
-        if rays_sum is not None:
-            rays_sum.add(intensity, g, sample, lamp, normal, front)
-    return sums
-
-
-def _node_map(columns: NodeColumns, layer: int, part: slice, inverse: Tensor) -> Tensor:
-    """The maps (boxes, 10, n) from those sums to the derivatives."""
-    dS = columns.covariance[layer, part]
-    trace = (inverse[..., None] * dS).sum((-3, -2))
-    amplitude = columns.ln_amplitude[part] - 0.5 * trace
-    second = [dS[:, i, j] * (0.5 if i == j else 1.0) for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))]
-    return torch.cat([amplitude[:, None], columns.q[part], torch.stack(second, 1)], 1)
+@compiled(*_SCENE, _NODE, ("b", 1), ("b", "p"), rule=Quadrature())
+def beam_pass(
+    slow: Tensor,
+    fast: Tensor,
+    panel: Tensor,
+    beam: Tensor,
+    node: Tensor,
+    weight: Tensor,
+    root: Tensor,
+    *,
+    rule: Quadrature,
+) -> Tensor:
+    """The beam's sums (boxes, 10, pixels) for one node of each box, times weight and root."""
+    lamp = light(beam)
+    total: list[Tensor] = []
+    for sample in samples(slow, fast, panel, beam, rule):
+        profile, g = _at_node(sample, node)
+        intensity = weight[..., None] * profile
+        pull = _times(intensity, g)
+        terms = [_dot(pull, sample.q), *_times(1 / lamp.wavelength, pull)]
+        for axis, share in lamp.axes:
+            terms += _times(intensity * _ln_polarization_slope(sample, axis, share), sample.s1)
+        total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
+    return torch.cat([root[:, None] * term for term in total], 1)

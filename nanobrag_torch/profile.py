@@ -10,6 +10,7 @@ S is taken once per node. A pixel is split in sub-pixels and its sensor in layer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -103,9 +104,12 @@ def sensor_layers(panels: Panels, layers: int) -> list[Layer]:
     return [Layer(edges[i], edges[i + 1]) for i in range(layers)]
 
 
-def layer_depth(panels: Panels, layer: Layer, panel: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def layer_depth(
+    panels: Panels, layer: Layer, panel: Tensor | EllipsisType, cosine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of the depth of absorption in a layer, and the fraction absorbed, at that obliquity.
 
+    `panel` says which panel each cosine is of; `...` where the panels' numbers are arranged as the cosines are.
     A sensor of no known absorption takes everything at its surface: its first layer has weight 1 over the number of
     layers like every other.
     """

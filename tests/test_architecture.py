@@ -66,7 +66,6 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.conventions", "automatic_cells", "torch.tensor"): "a sample's size, plain numbers of a command",
     ("nanobrag_torch.mosaic", "uniform_deviates", "torch.tensor"): "rounds a number of the seeded generator to float32",
     ("nanobrag_torch.mosaic", "uniform_deviates", ".item"): "the same number, back",
-    ("nanobrag_torch.fused", "samples", ".tolist"): "places of sub-pixels, which are constants",
     ("nanobrag_torch.mosaic", "domain_rotations", ".detach"): "the number in a sentence that refuses it",
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",

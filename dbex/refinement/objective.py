@@ -15,26 +15,35 @@ import torch
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
+from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, grouped
 from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig
-from nanobrag_torch.fused import NodeColumns, Sample, box_derivatives, box_profiles, ray_columns, samples
+from nanobrag_torch.fused import (
+    Derivatives,
+    NodeColumns,
+    Scene,
+    beam_row,
+    box_derivatives,
+    box_profiles,
+    panel_rows,
+    ray_columns,
+)
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Nodes, Quadrature, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
-#: Boxes that are worked on at once: the pixels' samples of that many stay in the processor's cache.
-BOXES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Local:
-    """The linear optimum at one x: planes (n, 3), intensities (m,), their prior-free estimates and variances (m,),
-    the model's parts in every pixel (n, p), and the merit χ² + prior terms."""
+    """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the merit
+    χ² + prior terms, the factor of the intensities' system, and for each group the columns (b, 4 + k, p) of what is
+    linear: basis, data, profiles."""
 
     planes: Tensor
     intensity: Tensor
@@ -43,11 +52,17 @@ class Local:
     merit: float
     chi2: float
     factor: SuperLU
-    profiles: Tensor
+    columns: list[Tensor]
+    profiles_shape: tuple[int, int, int]
 
     def raised(self, by: float) -> "Local":
         """The same with further terms in the merit."""
         return replace(self, merit=self.merit + by)
+
+    @property
+    def profiles(self) -> Tensor:
+        """Profiles (n, p, k) of every box's nodes, for |F|² = 1."""
+        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns], self.profiles_shape)
 
 
 @dataclass(frozen=True)
@@ -70,16 +85,27 @@ class Objective:
     prior: IntensityPrior
     rule: Quadrature
     weight: Tensor
-    fixed: list[list[Sample]] | None = None
+    grouping: Grouping | None = None
+
+    def prepared(self) -> "Objective":
+        """The same, its boxes in groups."""
+        return replace(self, grouping=grouped(self.boxes, self.map.component_count))
+
+    @property
+    def groups(self) -> Grouping:
+        """The boxes in groups."""
+        if self.grouping is not None and self.grouping.node is self.boxes.node:
+            return self.grouping
+        return grouped(self.boxes, self.map.component_count)
 
     def nodes_at(self, x: Tensor) -> Nodes:
-        """The nodes (boxes * k * components); places without a node repeat the box's own."""
-        models = self.map.models(x)
-        node = self.boxes.node
-        hkl = self.hkl[torch.where(node < 0, node[:, :1], node).flatten()]
-        panel = self.boxes.pixels.panel.repeat_interleave(node.shape[1])
+        """The distinct nodes, the components of each together."""
+        models, found = self.map.models(x), self.groups
+        hkl = self.hkl[found.reflection]
         each = [
-            nodes(part.crystal, models.panels, models.beam, hkl, panel, models.ln_scale + part.ln_weight, self.rule)
+            nodes(
+                part.crystal, models.panels, models.beam, hkl, found.panel, models.ln_scale + part.ln_weight, self.rule
+            )
             for part in models.components
         ]
         if len(each) == 1:
@@ -90,56 +116,63 @@ class Objective:
             torch.stack([at.ln_amplitude for at in each], 1).flatten(),
         )
 
-    def parts(self) -> list[slice]:
-        """Groups of boxes that are worked on together."""
-        count = len(self.boxes)
-        return [slice(i, min(i + BOXES_AT_ONCE, count)) for i in range(0, count, BOXES_AT_ONCE)]
-
-    def samples_of(self, x: Tensor, number: int, part: slice) -> list[Sample]:
-        """The samples of a group of boxes; those of a detector and a beam that stay are kept."""
-        if self.fixed is not None:
-            return self.fixed[number]
+    def scenes(self, x: Tensor) -> Iterator[tuple[Group, Scene]]:
+        """What a pass sees of each group."""
         models = self.map.models(x)
-        return samples(models.panels, models.beam, self.boxes.pixels.cut(part, self.boxes.extent(part)[0]), self.rule)
+        panels, beam = panel_rows(models.panels, self.rule.layers), beam_row(models.beam, models.panels.origin)
+        for group in self.groups.groups:
+            where = group.where
+            yield group, Scene(where.slow, where.fast, panels[where.panel], beam, self.rule)
+
+    def columns(self, x: Tensor) -> list[Tensor]:
+        """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
+        at, parts = self.nodes_at(x), self.map.component_count
+        result = []
+        for group, scene in self.scenes(x):
+            found = box_profiles(_rows(at, group, parts), group.reach * parts, scene)
+            if parts > 1:
+                found = found.unflatten(1, (group.reach, parts)).sum(2)
+            result.append(torch.cat([*group.given(self.boxes), found], 1))
+        return result
 
     def profiles(self, x: Tensor) -> Tensor:
         """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
-        at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
-        total = torch.zeros(*self.boxes.data.shape, k, dtype=x.dtype)
-        for number, part in enumerate(self.parts()):
-            pixels, reach = self.boxes.extent(part)
-            found = self.samples_of(x, number, part)
-            image = box_profiles(_rows(at, part, k * parts, reach * parts), found, reach * parts)
-            total[part, :pixels, :reach] = image.unflatten(-1, (reach, parts)).sum(-1)
-        return total * (self.boxes.node >= 0)[:, None, :]
+        shape = (*self.boxes.data.shape, self.boxes.node.shape[1])
+        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns(x)], shape)
 
     def solve_linear(self, x: Tensor, variance: Tensor) -> Local:
         """The optimal planes and intensities at x for fixed variances (n, p)."""
-        return self.solve_with(self.profiles(x), variance)
+        return self.solve_with(self.columns(x), variance)
 
-    def solve_with(self, profiles: Tensor, variance: Tensor) -> Local:
-        """The same for profiles (n, p, k) that are there already."""
-        boxes = self.boxes
-        w = self.weights(variance)
-        T = boxes.basis
-        wT = w[..., None] * T
-        plane_plane = T.transpose(1, 2) @ wT
-        plane_node = wT.transpose(1, 2) @ profiles
-        inverse = torch.linalg.inv(plane_plane)
-        plane_data = (wT * boxes.data[..., None]).sum(1)
-        wP = w[..., None] * profiles
-        node_node = profiles.transpose(1, 2) @ wP - plane_node.transpose(1, 2) @ inverse @ plane_node
-        node_data = (wP * boxes.data[..., None]).sum(1) - (
-            plane_node.transpose(1, 2) @ (inverse @ plane_data[..., None])
-        )[..., 0]
-        factor, z = self._solve_intensities(node_node, node_data)
+    def solve_with(self, columns: list[Tensor], variance: Tensor) -> Local:
+        """The same for columns that are there already."""
+        boxes, w = self.boxes, self.weights(variance)
+        n, most = boxes.node.shape
+        gram = torch.zeros(n, FIRST_NODE + most, FIRST_NODE + most, dtype=w.dtype)
+        for group, X in zip(self.groups.groups, columns, strict=True):
+            size = X.shape[1]
+            gram[group.part, :size, :size] = (X * w[group.part, None, : group.pixels]) @ X.transpose(1, 2)
+        plane_node, plane_data = gram[:, :DATA, FIRST_NODE:], gram[:, :DATA, DATA, None]
+        left = torch.linalg.solve(gram[:, :DATA, :DATA], torch.cat([plane_node, plane_data], -1))
+        reduced = gram[:, FIRST_NODE:, DATA:] - plane_node.transpose(1, 2) @ left.roll(1, -1)
+        factor, z = self._solve_intensities(reduced[..., 1:], reduced[..., 0])
         intensity = self.prior.mean + self.prior.sd * z
-        at_nodes = intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-        planes = (inverse @ (plane_data - (plane_node @ at_nodes[..., None])[..., 0])[..., None])[..., 0]
-        background = (T @ planes[..., None])[..., 0]
-        bragg = (profiles @ at_nodes[..., None])[..., 0]
-        chi2 = float((w * (boxes.data - background - bragg) ** 2).sum())
-        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, profiles)
+        at_nodes = self.at_nodes(intensity)
+        planes = left[..., -1] - (left[..., :-1] @ at_nodes[..., None])[..., 0]
+        factors = torch.zeros(n, 2, FIRST_NODE + most, dtype=w.dtype)
+        factors[:, 0, :DATA], factors[:, 1, FIRST_NODE:] = planes, at_nodes
+        background, bragg, chi2 = torch.zeros_like(w), torch.zeros_like(w), 0.0
+        for group, X in zip(self.groups.groups, columns, strict=True):
+            part, p = group.part, group.pixels
+            model = factors[part, :, : X.shape[1]] @ X
+            background[part, :p], bragg[part, :p] = model[:, 0], model[:, 1]
+            chi2 += float((w[part, :p] * (X[:, DATA] - model.sum(1)) ** 2).sum())
+        shape = (*w.shape, most)
+        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, shape)
+
+    def at_nodes(self, intensity: Tensor) -> Tensor:
+        """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
+        return intensity[self.boxes.node.clamp_min(0)] * (self.boxes.node >= 0)
 
     def _solve_intensities(self, node_node: Tensor, node_data: Tensor) -> tuple[SuperLU, Tensor]:
         """The factor of the system of the intensities, in units of their prior's sd, and its solution z (m,)."""
@@ -174,52 +207,59 @@ class Objective:
     def normal_equations(self, x: Tensor, variance: Tensor, local: Local) -> NormalEquations:
         """The Gauss-Newton system at x, where `local` is the linear optimum for these variances."""
         boxes, n = self.boxes, len(self.map)
-        w = self.weights(variance)
-        residual = boxes.data - local.background - local.bragg
-        at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-        matrix, gradient = np.zeros((n, n)), np.zeros(n)
-        cross = np.zeros((len(self.prior.mean), n))
-        for part, J in self.jacobian(x, at_nodes):
-            p = J.shape[1]
-            wJ = w[part, :p, None] * J
-            T, P = boxes.basis[part, :p], local.profiles[part, :p]
-            wT = w[part, :p, None] * T
-            inverse = torch.linalg.inv(T.transpose(1, 2) @ wT)
-            plane_x, plane_node = wT.transpose(1, 2) @ J, wT.transpose(1, 2) @ P
-            matrix += ((J.transpose(1, 2) @ wJ).sum(0) - (plane_x.transpose(1, 2) @ inverse @ plane_x).sum(0)).numpy()
-            gradient += (wJ * residual[part, :p, None]).sum((0, 1)).numpy()
-            node_x = P.transpose(1, 2) @ wJ - plane_node.transpose(1, 2) @ inverse @ plane_x
-            real = boxes.node[part] >= 0
-            np.add.at(cross, boxes.node[part][real].numpy(), node_x[real].numpy())
-        cross *= self.prior.sd.numpy()[:, None]
-        eliminated = local.factor.solve(cross)
+        root = torch.sqrt(self.weights(variance))
+        at_nodes = self.at_nodes(local.intensity)
+        matrix, gradient = torch.zeros(n, n, dtype=x.dtype), torch.zeros(n, dtype=x.dtype)
+        cross = torch.zeros(len(self.prior.mean), n, dtype=x.dtype)
+        by_group = zip(self.derivatives(x, at_nodes, root), local.columns, strict=True)
+        for (group, found), columns in by_group:
+            part, p = group.part, group.pixels
+            linear = columns.clone()
+            linear[:, DATA] -= local.background[part, :p] + local.bragg[part, :p]
+            linear *= root[part, None, :p]
+            sums_linear = found.sums @ linear.transpose(1, 2)
+            plane = linear[:, :DATA] @ linear.transpose(1, 2)
+            left = torch.linalg.solve(plane[..., :DATA], sums_linear[..., :DATA].transpose(1, 2))
+            reduced = found.sums @ found.sums.transpose(1, 2) - sums_linear[..., :DATA] @ left
+            flat = found.map.reshape(-1, n)
+            matrix += flat.T @ (reduced @ found.map).reshape(-1, n)
+            gradient += flat.T @ sums_linear[..., DATA].reshape(-1)
+            node_sums = sums_linear[..., FIRST_NODE:] - left.transpose(1, 2) @ plane[..., FIRST_NODE:]
+            by_node = node_sums.transpose(1, 2) @ found.map
+            cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), by_node.reshape(-1, n))
+        scaled = (cross * self.prior.sd[:, None]).numpy()
+        eliminated = local.factor.solve(scaled)
         widths = np.array([p.prior for p in self.map.parameters])
-        matrix += np.diag(widths**-2.0) - cross.T @ eliminated
-        gradient -= x.numpy() / widths**2
-        return NormalEquations(matrix, gradient, -self.prior.sd.numpy()[:, None] * eliminated)
+        return NormalEquations(
+            matrix.numpy() + np.diag(widths**-2.0) - scaled.T @ eliminated,
+            gradient.numpy() - x.numpy() / widths**2,
+            -self.prior.sd.numpy()[:, None] * eliminated,
+        )
+
+    def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
+        """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
+        at, parts = self.nodes_at(x), self.map.component_count
+        by_x = NodeColumns(*jacobian(self._node_numbers, x))
+        follow = ray_columns(self._geometry, x) if self.map.geometric() else None
+        for group, scene in self.scenes(x):
+            part = group.part
+            yield (
+                group,
+                box_derivatives(
+                    _rows(at, group, parts),
+                    at_nodes[part, : group.reach].repeat_interleave(parts, 1),
+                    by_x.rows(_places(group, parts)),
+                    scene,
+                    root[part, : group.pixels].contiguous(),
+                    None if follow is None else (follow.panel[group.where.panel], follow.beam),
+                ),
+            )
 
     def jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
-        at, k, parts = self.nodes_at(x), self.boxes.node.shape[1], self.map.component_count
-        columns = NodeColumns(*jacobian(self._node_numbers, x))
-        models = self.map.models(x)
-        follow = ray_columns(self._geometry, x) if self.map.geometric() else None
-        for number, part in enumerate(self.parts()):
-            pixels, reach = self.boxes.extent(part)
-            rows = _places(part, k * parts, reach * parts)
-            yield (
-                part,
-                box_derivatives(
-                    _rows(at, part, k * parts, reach * parts),
-                    at_nodes[part, :reach].repeat_interleave(parts, 1),
-                    columns.rows(rows),
-                    self.samples_of(x, number, part),
-                    self.boxes.pixels.cut(part, pixels),
-                    models.panels,
-                    models.beam,
-                    follow,
-                ),
-            )
+        for group, found in self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data)):
+            rows = torch.nn.functional.pad(found.sums, (0, self.boxes.data.shape[1] - group.pixels))
+            yield group.part, rows.transpose(1, 2) @ found.map
 
     def _node_numbers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at = self.nodes_at(x)
@@ -229,21 +269,20 @@ class Objective:
         found = self.map.models(x)
         return found.panels, found.beam
 
-    def prepared(self) -> "Objective":
-        """The same, its samples computed once where neither detector nor beam moves."""
-        bare = replace(self, fixed=None)
-        if self.map.geometric():
-            return bare
-        x = torch.zeros(len(self.map), dtype=self.boxes.data.dtype)
-        return replace(bare, fixed=[bare.samples_of(x, number, part) for number, part in enumerate(self.parts())])
+
+def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Columns (b, k, p) of groups, in order, as one array (n, p, k), zero where a group has none."""
+    _, most_pixels, most = shape
+    wide = [torch.nn.functional.pad(a, (0, most_pixels - a.shape[2], 0, most - a.shape[1])) for a in parts]
+    return torch.cat(wide).transpose(1, 2)
 
 
-def _places(part: slice, k: int, reach: int) -> Tensor:
-    """Where the first `reach` of the k nodes of each box of a group stand in the list of all nodes."""
-    return (torch.arange(part.start, part.stop)[:, None] * k + torch.arange(reach)).flatten()
+def _places(group: Group, parts: int) -> Tensor:
+    """Where the nodes of each box of a group stand in the list of all, `parts` components each."""
+    return (group.nodes[..., None] * parts + torch.arange(parts)).flatten()
 
 
-def _rows(at: Nodes, part: slice, k: int, reach: int) -> Nodes:
-    """The first `reach` of the k nodes of each box of a group."""
-    rows = _places(part, k, reach)
+def _rows(at: Nodes, group: Group, parts: int) -> Nodes:
+    """The nodes of each box of a group."""
+    rows = _places(group, parts)
     return Nodes(at.q[rows], at.covariance[:, rows], at.ln_amplitude[rows])

@@ -37,13 +37,13 @@ class StillProblem:
         local = self.objective.solve_linear(torch.as_tensor(x), self.objective.first_variance())
         for _ in range(FIRST_RENEWALS):
             variance = self.objective.variance(local)
-            local = self.objective.solve_with(local.profiles, variance)
+            local = self.objective.solve_with(local.columns, variance)
         return self._state(x, variance, local)
 
     def renewed(self, x: Floats, state: State) -> State:
         """Variances half-way, in the logarithm, to those of the model of `state`: whole ways can swing for ever."""
         variance = torch.sqrt(state.variance * self.objective.variance(state.local))
-        return self._state(x, variance, self.objective.solve_with(state.local.profiles, variance))
+        return self._state(x, variance, self.objective.solve_with(state.local.columns, variance))
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""

@@ -242,6 +242,8 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: 
         -1,
     )
     reflections, node = _contributions(chosen.select(keep), everything)
+    alike = np.argsort((node >= 0).sum(1), kind="stable")
+    keep, node = np.nonzero(keep)[0][alike], node[alike]
     x, y = (fast - centre[:, :1]) / half[:, :1], (slow - centre[:, 1:]) / half[:, 1:]
     order, count = _packed((own & on_panel)[keep])
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import jacfwd
 
-from nanobrag_torch.fused import BoxPixels, NodeColumns, box_derivatives, box_profiles, ray_columns, samples
+from nanobrag_torch.fused import BoxPixels, NodeColumns, box_derivatives, box_profiles, ray_columns, scene
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Pairs, Quadrature, nodes, pair_intensities
 from nanobrag_torch.rotation import rotation_from_vector
@@ -72,7 +72,7 @@ def readable(x, rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_box_holds_the_profiles_of_its_nodes(rule):
-    found = box_profiles(nodes_at(X, rule), samples(*geometry(X), BOXES, rule), 2)
+    found = box_profiles(nodes_at(X, rule), 2, scene(*geometry(X), BOXES, rule)).transpose(1, 2)
     expected = readable(X, rule)
     assert expected.amax(1).min() > 1e-6 * expected.max()
     assert torch.allclose(found, expected, rtol=tolerances.CLOSED_FORM_JACOBIAN_RELATIVE, atol=0)
@@ -89,16 +89,16 @@ def test_every_column_is_that_of_autograd_through_the_readable_profile(rule, pol
         return at.q, at.covariance, at.ln_amplitude
 
     panels, beam = geometry(X)
-    found = box_derivatives(
+    rays = ray_columns(geometry, X)
+    derivatives = box_derivatives(
         nodes_at(X, rule),
         WEIGHTS,
-        NodeColumns(*jacfwd(numbers)(X)),
-        samples(panels, beam, BOXES, rule),
-        BOXES,
-        panels,
-        beam,
-        ray_columns(geometry, X),
+        NodeColumns(*jacobian(numbers, X)),
+        scene(panels, beam, BOXES, rule),
+        torch.ones_like(BOXES.slow, dtype=X.dtype),
+        (rays.panel[BOXES.panel], rays.beam),
     )
+    found = derivatives.sums.transpose(1, 2) @ derivatives.map
     expected = torch.autograd.functional.jacobian(lambda x: (readable(x, rule) * WEIGHTS[:, None]).sum(-1), X)
     for column in range(len(X)):
         size = expected[..., column].abs().amax(1, keepdim=True)

@@ -1,0 +1,181 @@
+"""Functions of tensors compiled ahead of time: one C++ loop on a CPU, kept for the next run.
+
+torch.compile costs every process seconds of imports even when all is cached; a package that was compiled ahead of time
+(AOTInductor) is a shared library that loads in milliseconds. It is made once per machine, kept in the user's cache
+folder, and made anew when torch, the processor or the sources change.
+
+Compiling takes about a minute and repays itself only after as much work: unless `python -m nanobrag_torch.compiling`
+was run (`make setup` does), a process calls the plain function until that has cost it as long, and then compiles. With
+NANOBRAGG_DISABLE_COMPILE=1 it always calls the plain function.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Seconds of plain calls after which a process compiles: what compiling takes (measured: 30 to 60 for a function).
+REPAID_AFTER_S = 60.0
+#: Sizes with which a function is traced: no two alike, none 0 or 1, which would be taken as constant.
+TRACED_SIZES = {"b": 6, "k": 3, "p": 40}
+
+#: What the compiled functions are made of.
+SOURCES = ("compiling.py", "fused.py", "panel.py", "profile.py")
+
+log = logging.getLogger(__name__)
+Shape = tuple[int | str, ...]
+
+
+class CompilationError(RuntimeError):
+    """A function could not be compiled; the message says why."""
+
+
+class Compiled:
+    """A function of tensors that runs compiled where that is possible and pays.
+
+    `shapes` are those of its arguments, a size that varies by its name; `choices` are the keyword arguments for which
+    it is compiled: with others, the plain function is called.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], shapes: tuple[Shape, ...], choices: dict[str, Any]) -> None:
+        self.function, self.shapes, self.choices = function, shapes, choices
+        self.__doc__ = function.__doc__
+        self._plain_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+    def __call__(self, *tensors: Tensor, **choices: Any) -> Tensor:
+        """The function's result: compiled for float64 on a CPU where nothing is differentiated."""
+        if choices != self.choices or not self._can(tensors):
+            return self.function(*tensors, **choices)
+        package = self._package()
+        if package is None:
+            began = time.perf_counter()
+            result = self.function(*tensors, **choices)
+            self._plain_s += time.perf_counter() - began
+            return result
+        (found,) = package.boxed_run([tensor.contiguous() for tensor in tensors])
+        return torch.as_tensor(found)
+
+    def _can(self, tensors: tuple[Tensor, ...]) -> bool:
+        here = all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tensors)
+        return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+    def _package(self) -> Any:
+        """The loaded package, None where the plain function is to be called."""
+        file = self.file
+        if not file.exists():
+            if self._plain_s < REPAID_AFTER_S:
+                return None
+            self._plain_s = -float("inf")  # once a process: what failed fails again
+            try:
+                self.build()
+            except CompilationError as error:
+                log.warning("%s runs uncompiled, several times slower: %s", self.name, error)
+                return None
+        return _loaded(file)
+
+    @property
+    def file(self) -> Path:
+        """Where the package is kept."""
+        return folder() / f"{self.name}.pt2"
+
+    def build(self) -> None:
+        """Compile and keep the package; raises CompilationError."""
+        log.warning("compiling %s for this machine, which takes about a minute, once", self.name)
+        tensors = tuple(
+            torch.ones([size if isinstance(size, int) else TRACED_SIZES[size] for size in shape], dtype=torch.float64)
+            for shape in self.shapes
+        )
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.file.parent) as beside:
+                made = _package(self, tensors, Path(beside) / self.file.name)
+                os.replace(made, self.file)
+        except Exception as error:  # whatever tracing, the compiler or the disk raise: the plain function is there
+            raise CompilationError(" ".join(str(error).split())[:500]) from error
+
+
+def compiled(*shapes: Shape, **choices: Any) -> Callable[[Callable[..., Tensor]], Compiled]:
+    """Decorates a function of float64 tensors with these shapes, to be compiled for these keyword arguments."""
+
+    def decorate(function: Callable[..., Tensor]) -> Compiled:
+        return Compiled(function, shapes, choices)
+
+    return decorate
+
+
+def disabled() -> bool:
+    """Whether the environment asks for plain functions."""
+    return os.environ.get("NANOBRAGG_DISABLE_COMPILE", "0") not in ("", "0")
+
+
+@cache
+def folder() -> Path:
+    """The folder of the packages for these sources, this torch and this processor."""
+    parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor_flags()]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for source in SOURCES:
+        digest.update((Path(__file__).parent / source).read_bytes())
+    return Path.home() / ".cache" / "nanobrag_torch" / digest.hexdigest()[:16]
+
+
+def _processor_flags() -> str:
+    """What the processor can do, as Linux says it: packages are compiled for it and no other."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line for line in lines if line.startswith("flags")), platform.processor())
+
+
+@cache
+def _loaded(file: Path) -> Any:
+    # What torch._inductor.aoti_load_package wraps, without its second of imports.
+    return torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
+
+
+def _package(of: Compiled, tensors: tuple[Tensor, ...], file: Path) -> str:
+    from torch._inductor import aoti_compile_and_package
+    from torch.export import Dim, export
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments: Tensor) -> Tensor:
+            return of.function(*arguments, **of.choices)
+
+    sizes = {name: Dim(name) for name in TRACED_SIZES}
+    dynamic = tuple(
+        {axis: sizes[size] for axis, size in enumerate(shape) if isinstance(size, str)} for shape in of.shapes
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about its own internals
+        program = export(Module(), tensors, dynamic_shapes=(dynamic,))
+        options = {"cpp.dynamic_threads": True}
+        return str(aoti_compile_and_package(program, package_path=str(file), inductor_configs=options))
+
+
+def build_all() -> None:
+    """Compile what this machine lacks; raises CompilationError."""
+    from nanobrag_torch import fused
+
+    for value in vars(fused).values():
+        if isinstance(value, Compiled) and not value.file.exists():
+            value.build()
+
+
+if __name__ == "__main__":
+    # the module that other modules import, not this second copy of it under the name __main__
+    from nanobrag_torch import compiling
+
+    compiling.build_all()
