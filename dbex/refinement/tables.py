@@ -155,6 +155,14 @@ def correlation(x: Floats, y: Floats, used: Bools) -> Floats:
     return (dx * dy).sum(1) / np.maximum(norm, 1e-300)
 
 
+def rank_correlation(x: Floats, y: Floats) -> float:
+    """Spearman's correlation of two lists without ties; NaN for fewer than three."""
+    if len(x) < 3:
+        return float("nan")
+    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
 def matching_rows(still: Still, hkl: Ints, panel: Ints) -> Ints:
     """The row of the table that was read for each reflection, -1 where there is none."""
     known = {
@@ -183,15 +191,18 @@ def pixel_table(solved: Solved) -> PixelTable:
 
 
 def figures_of_merit(solved: Solved, table: BoxTable) -> dict[str, float]:
-    """χ² over all and over core pixels, the median correlation of strong boxes, and what they are made of."""
+    """χ² over all and over core pixels, the median correlation of strong boxes, that of their intensities with F², and
+    what they are made of."""
     boxes, local = solved.objective.boxes, solved.local
     z2, used = squared_residuals(solved), boxes.used
     core = used & (local.bragg > CORE * local.bragg.amax(1, keepdim=True))
     strong = table.signal_to_noise > STRONG
+    known = strong & np.isfinite(table.intensity)
     return {
         "chi2_per_pixel": float(z2[used].mean()),
         "chi2_core": float(z2[core].mean()) if core.any() else float("nan"),
         "median_cc": float(np.median(table.cc[strong])) if strong.any() else float("nan"),
+        "intensity_cc": rank_correlation(table.intensity[known], table.prior_intensity[known]),
         "boxes": float(len(boxes)),
         "boxes_cc": float(strong.sum()),
         "pixels": float(used.sum()),

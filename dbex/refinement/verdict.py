@@ -6,6 +6,9 @@ from dbex.still import Verdict
 
 #: Limits of a good fit: χ² over core pixels, the median correlation of strong boxes, the relative error of F².
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
+#: Least rank correlation of strong intensities with F²: 0 within 1/√n for the structure factors of something else,
+#: however well free intensities fit the pixels; above 0.5 on real stills.
+INTENSITY_CC_LIMIT = 0.3
 #: Fewer strong boxes than this prove nothing.
 FEWEST_STRONG = 10
 #: A held parameter is worth freeing when the data would move it by this many esds.
@@ -31,10 +34,15 @@ def judge(
         )
     if not figures["chi2_core"] <= CORE_LIMIT:
         reasons.append(f"chi2 per core pixel is {figures['chi2_core']:.2f} (good: up to {CORE_LIMIT})")
+    doubts = []
+    if figures["boxes_cc"] >= FEWEST_STRONG and not figures["intensity_cc"] >= INTENSITY_CC_LIMIT:
+        doubts.append(f"have a rank correlation of {figures['intensity_cc']:.2f} with F^2 (good: {INTENSITY_CC_LIMIT})")
     if figures["relative_model_error"] > MODEL_ERROR_LIMIT:
+        doubts.append(f"differ from F^2 by {100 * figures['relative_model_error']:.0f} %")
+    if doubts:
         reasons.append(
-            f"intensities differ from F^2 by {100 * figures['relative_model_error']:.0f} %: are these the structure "
-            "factors of this crystal, and is this the right one of its possible indexings?"
+            f"intensities {' and '.join(doubts)}: are these the structure factors of this crystal, and is this the "
+            "right one of its possible indexings?"
         )
     state = "not converged" if not converged else "poor" if reasons else "good"
     if not converged:
