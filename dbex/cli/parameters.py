@@ -61,6 +61,9 @@ refine
     .type = choice
     .help = "How far the start may be off: wide begins with a search from the spots' centroids, near refines at once,"
             "auto searches too, which does a good start no harm."
+  solver = *levenberg_marquardt lbfgs
+    .type = choice
+    .help = "levenberg_marquardt takes about ten steps; lbfgs is the slower second opinion."
   max_iterations = 50
     .type = whole(minimum=1)
     .help = "Give up after so many steps of the solver."
@@ -265,4 +268,5 @@ def settings_of(parameters: Any) -> Settings:
         model_error=refine.model_error,
         start=refine.start,
         terms=tuple(refine.terms),
+        solver=refine.solver,
     )

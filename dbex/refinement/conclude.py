@@ -8,10 +8,18 @@ from torch import Tensor
 
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
-from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit
+from dbex.refinement.problem import huber_weight
+from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
-from dbex.refinement.tables import Solved, box_table, figures_of_merit, free_intensities, pixel_table
+from dbex.refinement.tables import (
+    Solved,
+    box_table,
+    figures_of_merit,
+    free_intensities,
+    pixel_table,
+    squared_residuals,
+)
 from dbex.refinement.terms import Trial
 from dbex.refinement.uncertainty import Demand, curvature, demands
 from dbex.refinement.verdict import judge
@@ -31,12 +39,16 @@ def conclude(
     """Esds, tables, figures, what the data ask for, and the verdict."""
     map, x = final.objective.map, torch.as_tensor(final.solution.x)
     bend = curvature(final.solution.matrix, map)
-    solved = Solved(final.objective, x, bend.covariance, final.state.variance, final.state.local)
-    weight = torch.ones(len(final.objective.boxes), dtype=torch.float64)
+    solved = solved_round(final)
+    boxes, local = final.objective.boxes, final.state.local
+    pixel_weight = huber_weight(boxes.data - local.background - local.bragg, solved.variance)
+    weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
     table = box_table(solved, still, weight)
     figures = figures_of_merit(solved, table)
     freedom = figures["pixels"] - 3 * figures["boxes"] - len(map) - _effective_intensities(solved)
-    reduced = figures["chi2_per_pixel"] * figures["pixels"] / max(freedom, 1.0)
+    # pixels that were down-weighted in the fit do not speak for the noise of the others either
+    weighted = float((pixel_weight * squared_residuals(solved) * boxes.used).sum())
+    reduced = weighted / max(freedom, 1.0)
     inflation = float(np.sqrt(max(1.0, reduced)))
     figures |= {
         "chi2_reduced": reduced,
@@ -45,6 +57,7 @@ def conclude(
         "relative_model_error": fitted_model_error(still, final)
         if settings.model_error is None
         else settings.model_error,
+        "down_weighted_pixels": float((boxes.used & (pixel_weight < 1)).sum()),
         "d_min_A": resolution_limit(still, settings),
         "search_median_px_before": found.median_px_before if found else float("nan"),
         "search_median_px_after": found.median_px_after if found else float("nan"),
@@ -67,7 +80,9 @@ def conclude(
         boxes=table,
         pixels=pixel_table(solved),
         figures=figures,
-        left_out=still.left_out | final.objective.boxes.left_out,
+        left_out=still.left_out
+        | boxes.left_out
+        | {"pixels down-weighted, more than 6 sigma off": int(figures["down_weighted_pixels"])},
         history=tuple(history),
         verdict=judge(final.solution.converged, figures, wanted, bend, map),
         seconds={},
@@ -84,9 +99,8 @@ def _effective_intensities(solved: Solved) -> float:
 
 
 def plain(map: Parametrisation, x: Tensor) -> tuple[CrystalConfig, BeamConfig]:
-    """The refined crystal and beam as plain numbers: the misset moves into U, isotropic widths stand for tensors."""
-    models = map.models(x)
-    crystal, beam = models.crystal, models.beam
+    """The refined crystal and beam as plain numbers: the misset moves into U; of several components the mean."""
+    crystal, beam = map.mean_crystal(x), map.models(x).beam
     cell = {name: float(getattr(crystal, name)) for name in CELL}
     size, mosaicity = isotropic_widths(crystal)
     crystal = replace(

@@ -15,7 +15,7 @@ from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
 from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
 from nanobrag_torch.panel import Panels, stack_panels
-from nanobrag_torch.rotation import rotation_from_vector
+from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
 from nanobrag_torch.spread import GAUSS_VARIANCE
 from nanobrag_torch.tensors import as_tensor, unit
 from nanobrag_torch.units import RADIANS_PER_DEGREE
@@ -182,6 +182,24 @@ class Parametrisation:
         log_sigmoid = torch.nn.functional.logsigmoid
         return Component(crystal, log_sigmoid(-share)), Component(second, log_sigmoid(share))
 
+    def mean_crystal(self, x: Tensor) -> CrystalConfig:
+        """The crystal as one: its orientation and mosaicity are the mean and the covariance over all components."""
+        crystal = self.models(x).crystal
+        if self.component_count != 2:
+            return crystal
+        first, second = self.models(x).components
+        share = torch.exp(second.ln_weight)
+        turn = torch.stack([x[self.place(f"second_{axis}")] for axis in "xyz"])
+        misset = as_tensor(crystal.misset_deg, x) * RADIANS_PER_DEGREE
+        mean = vector_from_rotation(rotation_from_vector(share * turn) @ rotation_from_vector(misset))
+        apart = orientation(crystal, x).T @ turn / RADIANS_PER_DEGREE
+        total = (
+            (1 - share) * _mosaic_tensor(first.crystal, x)
+            + share * _mosaic_tensor(second.crystal, x)
+            + share * (1 - share) * torch.outer(apart, apart)
+        )
+        return override(crystal, {"misset_deg": mean / RADIANS_PER_DEGREE, "mosaic_covariance_deg2": total})
+
     def _crystal_values(self, at: dict[str, Tensor], misset: Tensor) -> dict[str, object]:
         values: dict[str, object] = {"misset_deg": misset / RADIANS_PER_DEGREE}
         free = [name for name in CELL if name in at]
@@ -247,15 +265,16 @@ class Parametrisation:
             return float(plain[name])
         if name.split("_")[0] in TENSORS:
             return tensor_value(name, models.crystal)
+        if name.startswith("misset"):
+            misset = as_tensor(self.mean_crystal(x).misset_deg, x)
+            return float(misset["xyz".index(name[-1])])
         if name.startswith("square_"):
             return self.square_size_A * float(torch.exp(x[i]))
         if name == "second_share":
             return float(torch.exp(models.components[1].ln_weight))
         if name.startswith("second_") and len(name) == len("second_xx"):
             return tensor_value(name.replace("second", "mosaic"), models.components[1].crystal)
-        return float(x[i]) * (
-            1 / RADIANS_PER_DEGREE if name.startswith(("misset", "second")) else UNITS[self.parameters[i].unit]
-        )
+        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("second") else UNITS[self.parameters[i].unit])
 
 
 DIAGONAL = ("xx", "yy", "zz")
@@ -305,6 +324,13 @@ def tensor_value(name: str, crystal: CrystalConfig) -> float:
         return float(tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j]))
     width = float(torch.sqrt(tensor[i, i]))
     return width if kind == "mosaic" else GAUSS_VARIANCE**0.5 / width
+
+
+def _mosaic_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """The covariance (3, 3), degrees², of the blocks' rotations, whichever way the record gives it."""
+    if crystal.mosaic_covariance_deg2 is not None:
+        return as_tensor(crystal.mosaic_covariance_deg2, like)
+    return as_tensor(crystal.mosaicity_deg, like) ** 2 * torch.eye(3, dtype=like.dtype)
 
 
 def isotropic_widths(crystal: CrystalConfig) -> tuple[float, float]:

@@ -13,6 +13,15 @@ from dbex.still import Floats
 FIRST_RENEWALS = 4
 
 
+#: Residuals up to so many sigmas count in full; it acts on hot pixels and on spots that are no spots.
+HUBER_Z = 6.0
+
+
+def huber_weight(residual: Tensor, variance: Tensor) -> Tensor:
+    """Huber's weight of each pixel: 1 up to HUBER_Z sigmas, then falling as 1/|Z|."""
+    return (HUBER_Z * torch.sqrt(variance) / torch.abs(residual).clamp_min(1e-30)).clamp_max(1.0)
+
+
 @dataclass(frozen=True)
 class State:
     """The linear optimum at one x and the variances that it was found with."""
@@ -36,14 +45,19 @@ class StillProblem:
         """Variances from a model that was fitted with variances from the data, which follow the noise."""
         local = self.objective.solve_linear(torch.as_tensor(x), self.objective.first_variance())
         for _ in range(FIRST_RENEWALS):
-            variance = self.objective.variance(local)
+            variance = self.robust_variance(local)
             local = self.objective.solve_with(local.columns, variance)
         return self._state(x, variance, local)
 
     def renewed(self, x: Floats, state: State) -> State:
         """Variances half-way, in the logarithm, to those of the model of `state`: whole ways can swing for ever."""
-        variance = torch.sqrt(state.variance * self.objective.variance(state.local))
+        variance = torch.sqrt(state.variance * self.robust_variance(state.local))
         return self._state(x, variance, self.objective.solve_with(state.local.columns, variance))
+
+    def robust_variance(self, local: Local) -> Tensor:
+        """Variances of the model over Huber's weights: a residual beyond `HUBER_Z` pulls no harder than there."""
+        variance = self.objective.variance(local)
+        return variance / huber_weight(self.objective.boxes.data - local.background - local.bragg, variance)
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""

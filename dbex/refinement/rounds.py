@@ -1,7 +1,7 @@
 """The rounds of a refinement: from widths that reach the spots to all predicted reflections, solved anew until the
 boxes stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,13 @@ from torch import Tensor
 from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
 from dbex.refinement.objective import Objective
-from dbex.refinement.parameters import Parametrisation, parametrisation
+from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.prior import estimate_model_error, intensity_prior
 from dbex.refinement.problem import State, StillProblem
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes
-from dbex.refinement.solvers.levenberg_marquardt import minimise
+from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities
 from dbex.refinement.uncertainty import curvature
@@ -36,6 +36,8 @@ ROUGH_MODEL_ERROR = 1.0
 CONVERGED_ESDS, ROUGH_ESDS = 0.02, 0.5
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
 FIRST_ROUNDS, MAX_ROUNDS = 2, 6
+#: The solvers by name: one interface.
+SOLVE = {"levenberg_marquardt": levenberg_marquardt.minimise, "lbfgs": lbfgs.minimise}
 #: Start widths: no narrower than what the search finds, no wider than a degree.
 MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 
@@ -75,7 +77,27 @@ def start(still: Still, settings: Settings) -> Parametrisation:
     beam = still.beam
     if "bandwidth" in settings.beam and float(beam.bandwidth) == 0:
         beam = replace(beam, bandwidth=1e-3)
-    return parametrisation(crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam)
+    map = parametrisation(crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam)
+    return with_priors(map, settings.priors)
+
+
+def with_priors(map: Parametrisation, priors: Mapping[str, float]) -> Parametrisation:
+    """The map with the priors that were asked for. Raises BadInput for a parameter that is not free."""
+    names = [p.name for p in map.parameters]
+    for name in priors:
+        if name not in names:
+            raise BadInput(f"a prior is given for {name!r}: expected a free parameter, one of {', '.join(names)}")
+    zero = torch.zeros(len(map), dtype=torch.float64)
+
+    def narrowed(i: int, parameter: Parameter) -> Parameter:
+        if parameter.name not in priors:
+            return parameter
+        step = torch.zeros_like(zero)
+        step[i] = 1e-6
+        slope = (map.value(parameter.name, step) - map.value(parameter.name, -step)) / 2e-6
+        return replace(parameter, prior=priors[parameter.name] / abs(slope))
+
+    return replace(map, parameters=tuple(narrowed(i, p) for i, p in enumerate(map.parameters)))
 
 
 def with_widths(map: Parametrisation, found: Search | None) -> Parametrisation:
@@ -128,7 +150,7 @@ def strong_stage(
     objective = objective_for(still, map, boxes, ROUGH_MODEL_ERROR)
     map = with_scale(objective, x)
     objective = replace(objective, map=map)
-    solution = minimise(
+    solution = SOLVE[settings.solver](
         StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, printer("strong spots", objective, report)
     )
     return solution.x, map
@@ -178,7 +200,7 @@ def all_predicted(
             )
         objective = objective_for(still, map, boxes, model_error)
         last = found is not None and _same_boxes(found, objective) > 0.98
-        solution = minimise(
+        solution = SOLVE[settings.solver](
             StillProblem(objective),
             x,
             settings.max_iterations,
@@ -206,11 +228,10 @@ def fitted_model_error(still: Still, found: Round) -> float:
 
 
 def solved_round(found: Round) -> Solved:
-    """A round with its covariance."""
+    """A round with its covariance; variances are those of the model, without the robust weights."""
     covariance = curvature(found.solution.matrix, found.objective.map).covariance
-    return Solved(
-        found.objective, torch.as_tensor(found.solution.x), covariance, found.state.variance, found.state.local
-    )
+    variance = found.objective.variance(found.state.local)
+    return Solved(found.objective, torch.as_tensor(found.solution.x), covariance, variance, found.state.local)
 
 
 def _same_boxes(found: Round, objective: Objective) -> float:

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dbex.errors import BadInput
 
@@ -10,6 +11,7 @@ CRYSTAL = ("orientation", "cell", "scale", "b_factor", "size", "mosaicity")
 DETECTOR = ("distance", "shift", "tilt")
 BEAM = ("wavelength", "direction", "bandwidth")
 TERMS = ("bandwidth", "square", "mosaic_tensor", "size_tensor", "component")
+SOLVERS = ("levenberg_marquardt", "lbfgs")
 STARTS = ("auto", "wide", "near")
 
 
@@ -20,7 +22,9 @@ class Settings:
     `crystal`, `detector` and `beam` name the groups of parameters that move. Reflections finer than `d_min` (Å) are
     left out. `model_error` is the relative error of |F|² beyond the file's sigma, None estimates it from the data.
     `terms` of the model are tried one after the other and kept where the data pay for them. `start` is near to go
-    without the search, wide to search; auto searches too: a search from a good start does no harm. Raises BadInput.
+    without the search, wide to search; auto searches too: a search from a good start does no harm. `priors` are the
+    standard deviations, in the reported unit, of normal priors of parameters about what was read, such as
+    {"distance": 0.05}; without one a parameter has a wide prior that only keeps it in range. Raises BadInput.
     """
 
     crystal: tuple[str, ...] = CRYSTAL
@@ -31,6 +35,8 @@ class Settings:
     model_error: float | None = None
     start: str = "auto"
     terms: tuple[str, ...] = TERMS
+    solver: str = "levenberg_marquardt"
+    priors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group, allowed in (("crystal", CRYSTAL), ("detector", DETECTOR), ("beam", BEAM)):
@@ -38,6 +44,10 @@ class Settings:
                 check_choice(f"refine.{group}", name, allowed)
         for name in self.terms:
             check_choice("refine.terms", name, TERMS)
+        check_choice("refine.solver", self.solver, SOLVERS)
+        for name, sd in self.priors.items():
+            if not (math.isfinite(sd) and sd > 0):
+                raise BadInput(f"the prior of {name} is {sd}: expected a standard deviation above 0")
         check_choice("refine.start", self.start, STARTS)
         if not (self.crystal or self.detector or self.beam):
             raise BadInput("nothing is free to move: name a part of refine.crystal, refine.detector or refine.beam")

@@ -159,8 +159,8 @@ def rank_correlation(x: Floats, y: Floats) -> float:
     """Spearman's correlation of two lists without ties; NaN for fewer than three."""
     if len(x) < 3:
         return float("nan")
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (x, y))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def matching_rows(still: Still, hkl: Ints, panel: Ints) -> Ints:

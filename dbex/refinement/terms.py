@@ -12,9 +12,8 @@ import torch
 
 from dbex.refinement.parameters import Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.problem import StillProblem
-from dbex.refinement.rounds import ROUGH_ESDS, Progress, Round, cell_of, printer
+from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, cell_of, printer
 from dbex.refinement.settings import Settings
-from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.still import Floats
 from nanobrag_torch.config import override
 from nanobrag_torch.units import RADIANS_PER_DEGREE
@@ -81,7 +80,7 @@ def solved_with(
     """The boxes of `found` solved with another parametrisation, roughly."""
     objective = replace(found.objective, map=map).prepared()
     show = printer(f"trying {term}", objective, report)
-    solution = minimise(StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, show)
+    solution = SOLVE[settings.solver](StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, show)
     return Round(objective, solution, found.predictions)
 
 
@@ -152,6 +151,8 @@ def widened(
         beam_groups,
         map.ln_scale,
     )
+    priors = {p.name: p for p in map.parameters}
+    wider = replace(wider, parameters=tuple(priors.get(p.name, p) for p in wider.parameters))
     wider = replace(wider, second_width_deg=map.second_width_deg, square_size_A=map.square_size_A)
     known = {p.name: value for p, value in zip(map.parameters, x, strict=True)}
     return wider, np.array([known.get(p.name, 0.0) for p in wider.parameters])

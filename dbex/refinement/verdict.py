@@ -4,7 +4,7 @@ from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.uncertainty import Curvature, Demand
 from dbex.still import Verdict
 
-#: Limits of a good fit: χ² over core pixels, the median correlation of strong boxes, the relative error of F².
+#: Limits of a good fit: χ² over all and over core pixels, the median correlation of strong boxes, the relative error of F².
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 #: Least rank correlation of strong intensities with F²: 0 within 1/√n for the structure factors of something else,
 #: however well free intensities fit the pixels; above 0.5 on real stills.
@@ -32,6 +32,8 @@ def judge(
         reasons.append(
             f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})"
         )
+    if not figures["chi2_per_pixel"] <= CORE_LIMIT:
+        reasons.append(f"chi2 per pixel is {figures['chi2_per_pixel']:.2f} (good: up to {CORE_LIMIT})")
     if not figures["chi2_core"] <= CORE_LIMIT:
         reasons.append(f"chi2 per core pixel is {figures['chi2_core']:.2f} (good: up to {CORE_LIMIT})")
     doubts = []

@@ -67,7 +67,7 @@ def minimise(
     matrix, gradient = problem.normal(x, state)
     message, converged = f"no convergence in {max_iterations} iterations", False
     for number in range(1, max_iterations + 1):
-        size = _whole_step_in_esds(matrix, gradient) / problem.noise(state)
+        size = whole_step_in_esds(matrix, gradient) / problem.noise(state)
         if size < tolerance_esds:
             message, converged = f"the next step is {size:.2g} esds", True
             break
@@ -121,7 +121,7 @@ def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Flo
     return step
 
 
-def _whole_step_in_esds(matrix: Floats, gradient: Floats) -> float:
+def whole_step_in_esds(matrix: Floats, gradient: Floats) -> float:
     """The largest component of the undamped step, in units of its parameter's esd."""
     covariance = np.linalg.inv(matrix)
     return float(np.max(np.abs(covariance @ gradient) / np.sqrt(np.abs(np.diag(covariance)))))
