@@ -14,7 +14,6 @@ changes neither R, nor Ω, nor what the sensor absorbs. The sums over samples of
 number of parameters needs: the cost of a pixel does not depend on how many are free.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from nanobrag_torch.compiling import compiled
 from nanobrag_torch.config import BeamConfig
-from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, whitening
 from nanobrag_torch.tensors import as_tensor, unit
@@ -175,18 +173,18 @@ class RayColumns:
     beam: Tensor
 
 
-def ray_columns(models: Callable[[Tensor], tuple[Panels, BeamConfig]], x: Tensor) -> RayColumns:
-    """The derivatives of panels, as rigid bodies, and beam with respect to parameters x (n,)."""
+def ray_numbers(panels: Panels, beam: BeamConfig) -> tuple[Tensor, ...]:
+    """What rays depend on, for ray_columns: axes, normals and origins of the panels, and the beam (10,)."""
+    like = panels.origin
+    s0 = unit(as_tensor(beam.direction, like))
+    axes = torch.cat(polarization_axes(s0, as_tensor(beam.polarization_normal, like)))
+    of_beam = torch.cat([torch.log(as_tensor(beam.wavelength_A, like))[None], s0, axes])
+    return panels.fast, panels.slow, panels.normal, panels.origin, of_beam
 
-    def numbers(x: Tensor) -> tuple[Tensor, ...]:
-        panels, beam = models(x)
-        s0 = unit(as_tensor(beam.direction, x))
-        axes = torch.cat(polarization_axes(s0, as_tensor(beam.polarization_normal, x)))
-        of_beam = torch.cat([torch.log(as_tensor(beam.wavelength_A, x))[None], s0, axes])
-        return panels.fast, panels.slow, panels.normal, panels.origin, of_beam
 
-    d_fast, d_slow, d_normal, d_origin, of_beam = jacobian(numbers, x)
-    panels, _ = models(x)
+def ray_columns(panels: Panels, by_x: tuple[Tensor, ...]) -> RayColumns:
+    """The derivatives of panels, as rigid bodies, and of the beam, from those of ray_numbers (..., n)."""
+    d_fast, d_slow, d_normal, d_origin, of_beam = by_x
     pairs = ((panels.fast, d_fast), (panels.slow, d_slow), (panels.normal, d_normal))
     rotation = 0.5 * sum(torch.linalg.cross(axis[..., None].expand_as(change), change, dim=1) for axis, change in pairs)
     shift = d_origin - torch.linalg.cross(rotation, panels.origin[..., None].expand_as(rotation), dim=1)

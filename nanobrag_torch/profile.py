@@ -71,11 +71,19 @@ _BERNOULLI = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 13
 _THIN = 0.3
 
 
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Σ c_n x^n by Horner's rule."""
+    total = torch.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        total = c + x * total
+    return total
+
+
 def mean_depth_ratio(x: Tensor) -> Tensor:
     """Mean depth of absorption in a layer over its thickness, x thickness over absorption length: 1/x - 1/(e^x - 1)."""
     thin = torch.abs(x) < _THIN
     safe, small = torch.where(thin, torch.ones_like(x), x), torch.where(thin, x, torch.zeros_like(x))
-    series = sum(c * small ** (2 * n + 1) for n, c in enumerate(_BERNOULLI))
+    series = small * polynomial(_BERNOULLI, small**2)
     return torch.where(thin, 0.5 - series, 1 / safe - 1 / torch.expm1(safe))
 
 
@@ -83,7 +91,7 @@ def depth_variance_ratio(x: Tensor) -> Tensor:
     """Variance of that depth over the thickness squared: 1/x² - e^x/(e^x - 1)²."""
     thin = torch.abs(x) < _THIN
     safe, small = torch.where(thin, torch.ones_like(x), x), torch.where(thin, x, torch.zeros_like(x))
-    series = sum((2 * n + 1) * c * small ** (2 * n) for n, c in enumerate(_BERNOULLI))
+    series = polynomial([(2 * n + 1) * c for n, c in enumerate(_BERNOULLI)], small**2)
     return torch.where(thin, series, 1 / safe**2 - 0.25 / torch.sinh(safe / 2) ** 2)
 
 

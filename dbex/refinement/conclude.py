@@ -68,15 +68,16 @@ def conclude(
     }
     wanted = unmet_demands(solved, settings, inflation)
     crystal, beam = plain(map, x)
+    slopes = reported_slopes(map, x)
     return Refined(
         still=still,
         crystal=crystal,
         detector=map.detector_at(x),
         beam=beam,
         estimates=estimates(
-            map, still, x, bend.covariance, jackknife_covariance(solved, final.solution.matrix), inflation
+            map, still, x, slopes, bend.covariance, jackknife_covariance(solved, final.solution.matrix), inflation
         ),
-        covariance=reported_slopes(map, x) @ bend.covariance @ reported_slopes(map, x).T * inflation**2,
+        covariance=slopes @ bend.covariance @ slopes.T * inflation**2,
         boxes=table,
         pixels=pixel_table(solved),
         figures=figures,
@@ -129,15 +130,21 @@ def rows(matrix: Matrix) -> Matrix:
 
 
 def estimates(
-    map: Parametrisation, still: Still, x: Tensor, covariance: Floats, empirical: Floats, inflation: float
+    map: Parametrisation,
+    still: Still,
+    x: Tensor,
+    slopes: Floats,
+    covariance: Floats,
+    empirical: Floats,
+    inflation: float,
 ) -> tuple[ParameterEstimate, ...]:
-    """Each free number as it was read and as it is now, with its esds, in the unit it is reported in."""
-    slopes = reported_slopes(map, x)
+    """Each free number as it was read and as it is now, with its esds, in the unit it is reported in; `slopes` are
+    derivatives (n, n) of reported values by coordinates."""
     formal, jackknife = (np.sqrt(np.einsum("ki,ij,kj->k", slopes, of, slopes)) for of in (covariance, empirical))
     quoted = np.where(jackknife > QUOTED_BEYOND * inflation * formal, jackknife, inflation * formal)
-    before = starting_values(map, still)
+    before, now = starting_values(map, still), map.values(x)
     return tuple(
-        ParameterEstimate(p.name, p.group, p.unit, before[p.name], map.value(p.name, x), *map_esds)
+        ParameterEstimate(p.name, p.group, p.unit, before[p.name], now[p.name], *map_esds)
         for p, map_esds in zip(map.parameters, np.stack([formal, quoted, jackknife], 1).tolist(), strict=True)
     )
 
@@ -147,7 +154,7 @@ def reported_slopes(map: Parametrisation, x: Tensor, step: float = 1e-6) -> Floa
     columns = []
     for i in range(len(map)):
         nudged = [x + step * sign * torch.eye(len(map), dtype=x.dtype)[i] for sign in (1, -1)]
-        high, low = (np.array([map.value(p.name, at) for p in map.parameters]) for at in nudged)
+        high, low = (np.array(list(map.values(at).values())) for at in nudged)
         columns.append((high - low) / (2 * step))
     return np.stack(columns, 1)
 
@@ -156,7 +163,7 @@ def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
     """The reported values of the models that were read."""
     read = replace(map, crystal=still.crystal, beam=still.beam)
     zero = torch.zeros(len(map), dtype=torch.float64)
-    return {p.name: read.value(p.name, zero) for p in map.parameters}
+    return read.values(zero)
 
 
 def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[Demand]:

@@ -16,23 +16,23 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, grouped
-from dbex.refinement.parameters import Parametrisation
+from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.fused import (
     Derivatives,
     NodeColumns,
+    RayColumns,
     Scene,
     beam_row,
     box_derivatives,
     box_profiles,
     panel_rows,
     ray_columns,
+    ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Nodes, Quadrature, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
@@ -99,8 +99,12 @@ class Objective:
         return grouped(self.boxes, self.map.component_count)
 
     def nodes_at(self, x: Tensor) -> Nodes:
-        """The distinct nodes, the components of each together."""
-        models, found = self.map.models(x), self.groups
+        """The distinct nodes at x, the components of each together."""
+        return self.nodes_of(self.map.models(x))
+
+    def nodes_of(self, models: Models) -> Nodes:
+        """The same of these models."""
+        found = self.groups
         hkl = self.hkl[found.reflection]
         each = [
             nodes(
@@ -239,8 +243,7 @@ class Objective:
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
         """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
         at, parts = self.nodes_at(x), self.map.component_count
-        by_x = NodeColumns(*jacobian(self._node_numbers, x))
-        follow = ray_columns(self._geometry, x) if self.map.geometric() else None
+        by_x, follow = self._by_x(x)
         for group, scene in self.scenes(x):
             part = group.part
             yield (
@@ -261,13 +264,19 @@ class Objective:
             rows = torch.nn.functional.pad(found.sums, (0, self.boxes.data.shape[1] - group.pixels))
             yield group.part, rows.transpose(1, 2) @ found.map
 
-    def _node_numbers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        at = self.nodes_at(x)
-        return at.q, at.covariance, at.ln_amplitude
+    def _by_x(self, x: Tensor) -> tuple[NodeColumns, RayColumns | None]:
+        """Derivatives of the nodes and, where they move, of the rays."""
+        moves = bool(self.map.geometric())
 
-    def _geometry(self, x: Tensor) -> tuple[Panels, BeamConfig]:
-        found = self.map.models(x)
-        return found.panels, found.beam
+        def numbers(x: Tensor) -> tuple[Tensor, ...]:
+            models = self.map.models(x)
+            at = self.nodes_of(models)
+            rays = ray_numbers(models.panels, models.beam) if moves else ()
+            return at.q, at.covariance, at.ln_amplitude, *rays
+
+        q, covariance, ln_amplitude, *rays = jacobian(numbers, x)
+        panels = self.map.models(x).panels
+        return NodeColumns(q, covariance, ln_amplitude), ray_columns(panels, tuple(rays)) if moves else None
 
 
 def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:

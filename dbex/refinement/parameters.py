@@ -247,8 +247,15 @@ class Parametrisation:
 
     def value(self, name: str, x: Tensor) -> float:
         """A parameter in its reported unit at x: what a person would call its value."""
-        i = self.place(name)
+        return self._value(name, x, self.models(x))
+
+    def values(self, x: Tensor) -> dict[str, float]:
+        """All parameters in their reported units."""
         models = self.models(x)
+        return {p.name: self._value(p.name, x, models) for p in self.parameters}
+
+    def _value(self, name: str, x: Tensor, models: Models) -> float:
+        i = self.place(name)
         if name in CELL:
             return float(getattr(models.crystal, name))
         plain = {

@@ -27,6 +27,8 @@ WIDTHS, MARGIN_PX = 3.0, 3
 HALF_MIN, HALF_MAX = 5, 15
 #: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
 TAIL_WIDTHS = 3.5
+#: No index is as large as this.
+HKL_MAX = 1 << 20
 #: A box needs this fraction of its pixels, and all of its centre.
 USABLE_FRACTION = 0.5
 
@@ -174,10 +176,11 @@ def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, 
 
 def observed_predictions(still: Still, models: Models) -> Predictions:
     """The indexed spots as predictions whose centroids are those observed; spots that the amplitudes lack are left."""
-    place = {tuple(h): i for i, h in enumerate(still.amplitudes.hkl.tolist())}
-    rows = np.array([i for i, h in enumerate(still.observed.hkl.tolist()) if tuple(h) in place], dtype=np.int64)
-    hkl = still.observed.hkl[rows]
-    index = np.array([place[tuple(h)] for h in hkl.tolist()], dtype=np.int64)
+    known, sought = keys(still.amplitudes.hkl), keys(still.observed.hkl)
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known, sought, sorter=order), len(known) - 1)]
+    rows = np.nonzero(known[place] == sought)[0]
+    hkl, index = still.observed.hkl[rows], place[rows]
     found = placed(
         models,
         torch.as_tensor(index),
@@ -185,6 +188,12 @@ def observed_predictions(still: Still, models: Models) -> Predictions:
         torch.as_tensor(still.observed.panel[rows]),
     )
     return replace(found, xy_px=still.observed.xy_px[rows])
+
+
+def keys(hkl: Ints) -> Ints:
+    """One number (n,) for each reflection (n, 3)."""
+    h, k, l = np.asarray(hkl, dtype=np.int64).T + HKL_MAX
+    return (h * 2 * HKL_MAX + k) * 2 * HKL_MAX + l
 
 
 def half_sizes(predictions: Predictions, rivals: Predictions) -> Ints:

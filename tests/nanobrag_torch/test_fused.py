@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanobrag_torch.fused import BoxPixels, NodeColumns, box_derivatives, box_profiles, ray_columns, scene
+from nanobrag_torch.fused import BoxPixels, NodeColumns, box_derivatives, box_profiles, ray_columns, ray_numbers, scene
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Pairs, Quadrature, nodes, pair_intensities
@@ -89,7 +89,7 @@ def test_every_column_is_that_of_autograd_through_the_readable_profile(rule, pol
         return at.q, at.covariance, at.ln_amplitude
 
     panels, beam = geometry(X)
-    rays = ray_columns(geometry, X)
+    rays = ray_columns(panels, jacobian(lambda x: ray_numbers(*geometry(x)), X))
     derivatives = box_derivatives(
         nodes_at(X, rule),
         WEIGHTS,
