@@ -47,7 +47,7 @@ def conclude(
     figures = figures_of_merit(solved, table)
     freedom = figures["pixels"] - 3 * figures["boxes"] - len(map) - _effective_intensities(solved)
     # pixels that were down-weighted in the fit do not speak for the noise of the others either
-    weighted = float((pixel_weight * squared_residuals(solved) * boxes.used).sum())
+    weighted = float((pixel_weight**2 * squared_residuals(solved) * boxes.used).sum())
     reduced = weighted / max(freedom, 1.0)
     inflation = float(np.sqrt(max(1.0, reduced)))
     figures |= {

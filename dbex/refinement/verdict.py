@@ -4,7 +4,8 @@ from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.uncertainty import Curvature, Demand
 from dbex.still import Verdict
 
-#: Limits of a good fit: χ² over all and over core pixels, the median correlation of strong boxes, the relative error of F².
+#: Limits of a good fit: χ² over all and over core pixels, the median correlation of strong boxes, the relative error of
+#: F².
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 #: Least rank correlation of strong intensities with F²: 0 within 1/√n for the structure factors of something else,
 #: however well free intensities fit the pixels; above 0.5 on real stills.
