@@ -46,7 +46,7 @@ def test_a_narrow_prior_holds_a_parameter_and_a_wide_one_does_nothing(still, pla
 
 
 def test_a_prior_of_a_parameter_that_is_held_is_refused(still):
-    with pytest.raises(BadInput, match="tilt_fast.*expected a free parameter"):
+    with pytest.raises(BadInput, match=r"tilt_fast.*expected a free parameter"):
         refine_still(still, replace(SETTINGS, priors={"tilt_fast": 1.0}))
 
 
