@@ -129,7 +129,8 @@ ROTATION_RELATIVE = 1e-3
 ONE_LAYER_RELATIVE = 3e-3
 #: Centroid on a flat sphere, in widths of the spot: measured 1.0e-4.
 CENTROID_WIDTHS = 3e-4
-#: Partiality on a flat sphere: its curvature lowers a node of width 1e-3/Å by 1e-3 of a width, times k; measured 1.1e-3.
+#: Partiality on a flat sphere: its curvature lowers a node of width 1e-3/Å by 1e-3 of a width, times k; measured
+#: 1.1e-3.
 PARTIALITY_RELATIVE = 2e-3
 #: The obliquity of a ray at the surface and at the depth of absorption, some 0.2 mm farther on: measured 3e-4 of a
 #: pixel of 0.1 mm.
@@ -159,3 +160,13 @@ DELPSI_RELATIVE = 1e-3
 DENSE_RELATIVE = 1e-8
 #: Part of |error|/esd below 1 over 50 repeats of 14 parameters: issue 3's bound.
 COVERAGE_68_OF_50 = 0.08
+#: Two ways to one minimum, in esds: issue 3's bound. The solver ends at steps of 0.02.
+SAME_MINIMUM_ESDS = 0.1
+#: The scale of a drawn still: DB-AT-029's bound, 1.4 of its esds.
+SCALE_RELATIVE = 0.01
+#: A still in ADU against the same in photons, refined: DB-AT-023's bound, relative or in esds of what is near 0.
+GAIN_RELATIVE = 1e-6
+#: |found - true| / esd of 14 numbers of two shots drawn by another program: beyond 4 once in 500 runs.
+TRUTH_ESDS = 4.0
+#: The ratio of two scales, each known to 1 % by its esd.
+TRUTH_SCALE_RELATIVE = 0.03
