@@ -22,11 +22,17 @@ class Curvature:
 
 def curvature(matrix: Floats, map: Parametrisation) -> Curvature:
     """What the normal matrix says: parameters are scaled to unit curvature before conditions are compared."""
-    scale = 1 / np.sqrt(np.diag(matrix))
+    covariance, values, vectors = _inverse(matrix)
+    return Curvature(covariance, float(values[-1] / values[0]), _in_words(vectors[:, 0], map))
+
+
+def _inverse(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+    """The inverse of a normal matrix, positive also where rounding left it singular, and the eigenvalues and vectors
+    of the matrix scaled to a unit diagonal."""
+    scale = 1 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(matrix * np.outer(scale, scale))
     values = np.maximum(values, SINGULAR * values[-1])
-    covariance = (vectors / values) @ vectors.T * np.outer(scale, scale)
-    return Curvature(covariance, float(values[-1] / values[0]), _in_words(vectors[:, 0], map))
+    return (vectors / values) @ vectors.T * np.outer(scale, scale), values, vectors
 
 
 def _in_words(direction: Floats, map: Parametrisation) -> str:
@@ -52,11 +58,14 @@ class Demand:
 
 
 def demands(matrix: Floats, gradient: Floats, free: int, map: Parametrisation, inflation: float) -> list[Demand]:
-    """The score test: what each held parameter would do if it were freed together with the `free` first ones."""
-    result = []
+    """The score test: what each held parameter would do if it were freed together with the `free` first ones; nothing
+    where the fit went so far astray that its curvature is no number."""
+    result: list[Demand] = []
+    if not np.isfinite(matrix).all():
+        return result
     for i in range(free, len(map)):
         places = [*range(free), i]
-        covariance = np.linalg.pinv(matrix[np.ix_(places, places)], rcond=1e-14, hermitian=True)
+        covariance, _, _ = _inverse(matrix[np.ix_(places, places)])
         step = covariance @ gradient[places]
         result.append(Demand(map.parameters[i].name, float(step[-1]), inflation * float(np.sqrt(covariance[-1, -1]))))
     return result

@@ -80,14 +80,16 @@ def minimise(
         step = _damped_step(matrix, gradient, damping, problem.max_step)
         expected = float(2 * step @ gradient - step @ matrix @ step)
         trial = problem.trial(x + step, state)
-        gain = (problem.merit(state) - problem.merit(trial)) / max(expected, 1e-300)
+        fall = problem.merit(state) - problem.merit(trial)
+        # a step that its limits bend may promise nothing: then it only has to lower the merit
+        gain = fall / expected if expected > 0 else float(np.sign(fall))
         accepted = bool(np.isfinite(gain) and gain > 1e-3)
         record = Step(number, problem.merit(trial if accepted else state), damping, size, accepted)
         history.append(record)
         if accepted:
             x, state = x + step, problem.renewed(x + step, trial)
             matrix, gradient = problem.normal(x, state)
-            damping, growth = max(LEAST_DAMPING, damping * max(0.1, 1 - (2 * gain - 1) ** 3)), 2.0
+            damping, growth = max(LEAST_DAMPING, damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3)), 2.0
         else:
             damping, growth = damping * growth, growth * 2
         if progress is not None:
