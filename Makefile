@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Asked after set-up: an active conda environment with dxtbx and dials, otherwise .venv.
 PYTHON = "$$(setup/install.sh --where)/python"
 
-.PHONY: help setup demo test lint types tests format docs clean
+.PHONY: help setup demo test lint types tests format compile docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -47,6 +47,9 @@ tests: setup ## pytest, warnings as errors, shapes checked
 format: setup ## put the code into ruff's format and mend what ruff can
 	@$(PYTHON) -m ruff check --fix --quiet .
 	@$(PYTHON) -m ruff format --quiet .
+
+compile: setup ## compile the pixel pass for this machine, once: minutes now for faster refinements later
+	@$(PYTHON) -m nanobrag_torch.compiling
 
 docs: setup ## build the documentation into build/docs
 	@$(PYTHON) -m mkdocs build --strict --quiet

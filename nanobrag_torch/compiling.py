@@ -5,7 +5,7 @@ torch.compile costs every process seconds of imports even when all is cached; a 
 folder, and made anew when torch, the processor or the sources change.
 
 Compiling takes about a minute and repays itself only after as much work: unless `python -m nanobrag_torch.compiling`
-was run (`make setup` does), a process calls the plain function until that has cost it as long, and then compiles. With
+was run (`make compile`), a process calls the plain function until that has cost it as long, and then compiles. With
 NANOBRAGG_DISABLE_COMPILE=1 it always calls the plain function.
 """
 

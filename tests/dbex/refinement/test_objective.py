@@ -170,7 +170,7 @@ def test_a_robust_weight_of_nothing_is_a_pixel_less(crowded):
 def test_variances_hold_the_background_and_the_spot_and_never_vanish(crowded):
     objective, _, _, local = crowded
     read = replace(objective, boxes=replace(objective.boxes, sigma_squared=torch.full_like(objective.boxes.data, 4.0)))
-    np.testing.assert_allclose(read.variance(local), local.background + local.bragg.clamp_min(0) + 4.0)
+    np.testing.assert_allclose(read.variance(local), local.background.clamp_min(0) + local.bragg.clamp_min(0) + 4.0)
     dark = replace(local, background=-torch.ones_like(local.background), bragg=torch.zeros_like(local.bragg))
     assert (objective.variance(dark) > 0).all()
 

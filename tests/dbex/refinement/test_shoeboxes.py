@@ -61,7 +61,7 @@ def test_a_pixel_counts_once(built):
 
 
 def test_a_pixel_belongs_to_the_prediction_nearest_to_it(built):
-    still, everything, boxes = built
+    _, everything, boxes = built
     for panel in np.unique(boxes.pixels.panel):
         rivals = everything.panel == panel
         tree = cKDTree(everything.xy_px[rivals])

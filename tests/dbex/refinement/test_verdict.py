@@ -1,0 +1,103 @@
+"""When a fit is called good."""
+
+import numpy as np
+import pytest
+
+from dbex.refinement.rounds import start
+from dbex.refinement.settings import Settings
+from dbex.refinement.tables import rank_correlation
+from dbex.refinement.uncertainty import Curvature, Demand, curvature, demands
+from dbex.refinement.verdict import judge
+
+GOOD = {
+    "boxes_cc": 60.0,
+    "median_cc": 0.99,
+    "chi2_per_pixel": 1.0,
+    "chi2_core": 1.0,
+    "relative_model_error": 0.02,
+    "intensity_cc": 0.98,
+}
+
+
+@pytest.fixture(scope="module")
+def map(still):
+    return start(still, Settings())
+
+
+def verdict(map, converged=True, wanted=(), condition=1e3, **changed):
+    bend = Curvature(np.eye(len(map)), condition, "+cell_a, -cell_b")
+    return judge(converged, GOOD | changed, list(wanted), bend, map)
+
+
+def test_what_agrees_with_the_pixels_within_the_noise_is_good(map):
+    assert verdict(map).state == "good"
+    assert verdict(map).advice == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"boxes_cc": 9.0}, "only 9 boxes stand out"),
+        ({"median_cc": 0.5}, "correlate with 0.50"),
+        ({"median_cc": float("nan")}, "correlate with nan"),
+        ({"chi2_per_pixel": 2.5}, "chi2 per pixel is 2.50"),
+        ({"chi2_core": 2.5}, "chi2 per core pixel is 2.50"),
+        ({"chi2_core": float("nan")}, "chi2 per core pixel is nan"),
+        ({"relative_model_error": 1.5}, "differ from F^2 by 150 %: are these the structure factors"),
+        ({"intensity_cc": 0.1}, "rank correlation of 0.10 with F^2"),
+        ({"intensity_cc": float("nan")}, "rank correlation of nan"),
+    ],
+)
+def test_each_figure_alone_can_spoil_a_fit(map, changed, reason):
+    found = verdict(map, **changed)
+    assert found.state == "poor"
+    assert len(found.reasons) == 1
+    assert reason in found.reasons[0]
+
+
+def test_what_did_not_converge_is_not_called_poor_or_good(map):
+    assert verdict(map, converged=False, median_cc=0.1).state == "not converged"
+
+
+def test_only_a_move_of_many_esds_is_asked_for(map):
+    assert verdict(map, wanted=[Demand("distance", 0.1, 0.025)]).advice == ()
+    (line,) = verdict(map, wanted=[Demand("distance", 0.15, 0.01), Demand("tilt_fast", 2e-3, 1e-4)]).advice
+    assert "distance (+0.150 mm, 15 esds)" in line
+    assert "tilt fast (+2.000 mrad, 20 esds)" in line
+    assert "refine.detector=distance,tilt" in line
+
+
+def test_a_combination_that_is_hardly_determined_is_named(map):
+    assert verdict(map, condition=1e9).advice == ("this still hardly determines the combination +cell_a, -cell_b",)
+
+
+def test_the_worst_direction_is_told_by_the_parameters_that_make_it_up(map):
+    """Two parameters of which the data see only the sum."""
+    matrix = np.eye(len(map))
+    i, j = map.place("cell_a"), map.place("cell_b")
+    matrix[i, j] = matrix[j, i] = 1 - 1e-6
+    bend = curvature(matrix, map)
+    assert set(bend.worst_direction.split(", ")) in ({"+cell_a", "-cell_b"}, {"+cell_b", "-cell_a"})
+    assert bend.condition_number == pytest.approx(2e6, rel=1e-3)
+    np.testing.assert_allclose(bend.covariance @ matrix, np.eye(len(map)), atol=1e-8)
+
+
+def test_a_demand_is_the_step_that_the_parameter_would_make_if_it_were_freed_with_the_others(map):
+    rng = np.random.default_rng(1)
+    design, data = rng.normal(size=(200, len(map))), rng.normal(size=200)
+    free = len(map) - 2
+    at_optimum = np.linalg.lstsq(design[:, :free], data, rcond=None)[0]
+    gradient = design.T @ (data - design[:, :free] @ at_optimum)
+    for number, demand in enumerate(demands(design.T @ design, gradient, free, map, 1.5)):
+        places = [*range(free), free + number]
+        whole = np.linalg.lstsq(design[:, places], data, rcond=None)[0]
+        assert demand.step == pytest.approx(whole[-1], rel=1e-9)
+        covariance = np.linalg.inv(design[:, places].T @ design[:, places])
+        assert demand.esd == pytest.approx(1.5 * np.sqrt(covariance[-1, -1]), rel=1e-9)
+
+
+def test_ranks_correlate_whatever_the_scale():
+    x = np.array([1.0, 5.0, 2.0, 9.0])
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1.0)
+    assert rank_correlation(x, -x) == pytest.approx(-1.0)
+    assert np.isnan(rank_correlation(x[:2], x[:2]))
