@@ -29,7 +29,8 @@ def curvature(matrix: Floats, map: Parametrisation) -> Curvature:
 def _inverse(matrix: Floats) -> tuple[Floats, Floats, Floats]:
     """The inverse of a normal matrix, positive also where rounding left it singular, and the eigenvalues and vectors
     of the matrix scaled to a unit diagonal."""
-    scale = 1 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(float).tiny))
+    diagonal = np.diag(matrix)
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     values, vectors = np.linalg.eigh(matrix * np.outer(scale, scale))
     values = np.maximum(values, SINGULAR * values[-1])
     return (vectors / values) @ vectors.T * np.outer(scale, scale), values, vectors
