@@ -11,8 +11,7 @@ from dbex.refinement.rounds import start
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import predict
 from dbex.still import Observed
-from nanobrag_torch.fused import BoxPixels, box_profiles, samples
-from nanobrag_torch.profile import Quadrature, nodes
+from nanobrag_torch.profile import Pairs, Quadrature, nodes, pair_intensities
 
 #: Photons a pixel of the background, those of |F|² = 1 in a spot at its best, ln of the scale that makes it so.
 BACKGROUND, LN_SCALE = 9.0, -6.0
@@ -64,28 +63,28 @@ def drawn_still(still, truth, seed=1, d_min=D_MIN_A):
     return replace(still, images_photons=images, observed=observed)
 
 
-def add_spots(expected, models, spots, amplitudes):
-    """Add the spots to the images (slow, fast), and return the photons (n,) of each."""
+def add_spots(expected, models, spots, amplitudes, at_once=64):
+    """Add the spots to the images (slow, fast), and return the photons (n,) of each; by the readable closed form."""
     rule, span = Quadrature(oversample=3), np.arange(-REACH_PX, REACH_PX + 1)
     photons = np.zeros(len(spots))
-    for row in range(0, len(spots), 32):
-        part = spots.select(np.arange(row, min(row + 32, len(spots))))
+    up, along = (a.ravel() for a in np.meshgrid(span, span, indexing="ij"))
+    shapes = np.array([image.shape for image in expected])
+    for first in range(0, len(spots), at_once):
+        part = spots.select(np.arange(first, min(first + at_once, len(spots))))
         centre = np.floor(part.xy_px).astype(np.int64)
-        fast = np.broadcast_to(centre[:, 0, None, None] + span, (len(part), len(span), len(span))).reshape(
-            len(part), -1
-        )
-        slow = np.broadcast_to(centre[:, 1, None, None] + span[:, None], (len(part), len(span), len(span))).reshape(
-            len(part), -1
-        )
-        panel = torch.as_tensor(part.panel)
-        pixels = BoxPixels(panel, torch.as_tensor(slow), torch.as_tensor(fast))
+        slow, fast = centre[:, 1, None] + up, centre[:, 0, None] + along
+        limit = shapes[part.panel]
+        node, place = np.nonzero((slow >= 0) & (fast >= 0) & (slow < limit[:, :1]) & (fast < limit[:, 1:]))
+        panel, slow, fast = part.panel[node], slow[node, place], fast[node, place]
         hkl = torch.as_tensor(amplitudes.hkl[part.index])
-        at = nodes(models.crystal, models.panels, models.beam, hkl, panel, models.ln_scale, rule)
-        found = samples(models.panels, models.beam, pixels, rule)
-        image = box_profiles(at, found, 1)[..., 0].numpy() * amplitudes.F[part.index, None] ** 2
-        photons[row : row + len(part)] = image.sum(1)
-        for i, p in enumerate(part.panel):
-            n_slow, n_fast = expected[p].shape
-            on = (slow[i] >= 0) & (slow[i] < n_slow) & (fast[i] >= 0) & (fast[i] < n_fast)
-            np.add.at(expected[p], (slow[i][on], fast[i][on]), image[i][on])
+        of = torch.as_tensor(part.panel)
+        at = nodes(models.crystal, models.panels, models.beam, hkl, of, models.ln_scale, rule)
+        pixels = tuple(torch.as_tensor(a) for a in (panel, slow, fast))
+        pairs = Pairs(torch.arange(len(node)), torch.as_tensor(node))
+        image = pair_intensities(at, models.panels, models.beam, pixels, pairs, rule).numpy()
+        image = image * amplitudes.F[part.index[node]] ** 2
+        photons[first : first + len(part)] = np.bincount(node, image, len(part))
+        for i in np.unique(panel):
+            here = panel == i
+            np.add.at(expected[i], (slow[here], fast[here]), image[here])
     return photons

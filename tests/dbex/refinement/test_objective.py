@@ -11,7 +11,6 @@ from dbex.refinement.rounds import objective_for
 from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.tables import Solved, free_intensities
 from dbex.refinement.uncertainty import curvature
-from tests.dbex.refinement.long_axis import long_axis_still
 from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference
 from tests.tolerances import DENSE_RELATIVE, EXTRAPOLATED_DIFFERENCE_RELATIVE
@@ -20,9 +19,9 @@ MODEL_ERROR = 0.3
 
 
 @pytest.fixture(scope="module")
-def crowded(still):
+def crowded(long_axis):
     """Neighbouring boxes whose spots overlap; x a little off the truth; variances of a model."""
-    found, map, everything = long_axis_still(still)
+    found, map, everything = long_axis
     boxes = shoeboxes(found, everything, everything)
     # the most crowded box and those whose reflections it shares
     centre = int((boxes.node >= 0).sum(1).argmax())

@@ -11,7 +11,6 @@ from scipy.spatial import cKDTree
 from dbex.refinement.rounds import start
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, observed_predictions, predict, shoeboxes
-from tests.dbex.refinement.long_axis import long_axis_still
 from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX
 
 
@@ -27,9 +26,9 @@ def predicted(still, d_min, **widths):
 
 
 @pytest.fixture(scope="module")
-def crowded(still):
+def crowded(long_axis):
     """A still whose spots lie five pixels apart, and its predictions."""
-    found, _, everything = long_axis_still(still)
+    found, _, everything = long_axis
     return found, everything
 
 
