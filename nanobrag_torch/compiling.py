@@ -4,9 +4,8 @@ torch.compile costs every process seconds of imports even when all is cached; a 
 (AOTInductor) is a shared library that loads in milliseconds. It is made once per machine, kept in the user's cache
 folder, and made anew when torch, the processor or the sources change.
 
-Compiling takes about a minute and repays itself only after as much work: unless `python -m nanobrag_torch.compiling`
-was run (`make compile`), a process calls the plain function until that has cost it as long, and then compiles. With
-NANOBRAGG_DISABLE_COMPILE=1 it always calls the plain function.
+Compiling takes minutes, so it is asked for: `make compile`, or `python -m nanobrag_torch.compiling`. Where no package
+was made, or with NANOBRAGG_DISABLE_COMPILE=1, the plain function is called.
 """
 
 import hashlib
@@ -14,7 +13,6 @@ import logging
 import os
 import platform
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -24,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Seconds of plain calls after which a process compiles: what compiling takes (measured: 30 to 60 for a function).
-REPAID_AFTER_S = 60.0
 #: Sizes with which a function is traced: no two alike, none 0 or 1, which would be taken as constant.
 TRACED_SIZES = {"b": 6, "k": 3, "p": 40}
 
@@ -50,7 +46,6 @@ class Compiled:
     def __init__(self, function: Callable[..., Tensor], shapes: tuple[Shape, ...], choices: dict[str, Any]) -> None:
         self.function, self.shapes, self.choices = function, shapes, choices
         self.__doc__ = function.__doc__
-        self._plain_s = 0.0
 
     @property
     def name(self) -> str:
@@ -61,32 +56,14 @@ class Compiled:
         """The function's result: compiled for float64 on a CPU where nothing is differentiated."""
         if choices != self.choices or not self._can(tensors):
             return self.function(*tensors, **choices)
-        package = self._package()
-        if package is None:
-            began = time.perf_counter()
-            result = self.function(*tensors, **choices)
-            self._plain_s += time.perf_counter() - began
-            return result
-        (found,) = package.boxed_run([tensor.contiguous() for tensor in tensors])
+        if not self.file.exists():
+            return self.function(*tensors, **choices)
+        (found,) = _loaded(self.file).boxed_run([tensor.contiguous() for tensor in tensors])
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
         here = all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tensors)
         return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-
-    def _package(self) -> Any:
-        """The loaded package, None where the plain function is to be called."""
-        file = self.file
-        if not file.exists():
-            if self._plain_s < REPAID_AFTER_S:
-                return None
-            self._plain_s = -float("inf")  # once a process: what failed fails again
-            try:
-                self.build()
-            except CompilationError as error:
-                log.warning("%s runs uncompiled, several times slower: %s", self.name, error)
-                return None
-        return _loaded(file)
 
     @property
     def file(self) -> Path:
@@ -95,7 +72,7 @@ class Compiled:
 
     def build(self) -> None:
         """Compile and keep the package; raises CompilationError."""
-        log.warning("compiling %s for this machine, which takes about a minute, once", self.name)
+        log.warning("compiling %s for this machine, once; it takes minutes", self.name)
         tensors = tuple(
             torch.ones([size if isinstance(size, int) else TRACED_SIZES[size] for size in shape], dtype=torch.float64)
             for shape in self.shapes
