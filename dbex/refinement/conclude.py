@@ -40,6 +40,8 @@ def conclude(
     map, x = final.objective.map, torch.as_tensor(final.solution.x)
     bend = curvature(final.solution.matrix, map)
     solved = solved_round(final)
+    # what was minimised had its robust weights in the variances: only with them is its gradient 0
+    minimised = replace(solved, variance=final.state.variance)
     boxes, local = final.objective.boxes, final.state.local
     pixel_weight = huber_weight(boxes.data - local.background - local.bragg, solved.variance)
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
@@ -66,7 +68,7 @@ def conclude(
     figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
         f"cost_{trial.name}": trial.cost for trial in trials
     }
-    wanted = unmet_demands(solved, settings, inflation)
+    wanted = unmet_demands(minimised, settings, inflation)
     crystal, beam = plain(map, x)
     slopes = reported_slopes(map, x)
     return Refined(
@@ -75,7 +77,7 @@ def conclude(
         detector=map.detector_at(x),
         beam=beam,
         estimates=estimates(
-            map, still, x, slopes, bend.covariance, jackknife_covariance(solved, final.solution.matrix), inflation
+            map, still, x, slopes, bend.covariance, jackknife_covariance(minimised, final.solution.matrix), inflation
         ),
         covariance=slopes @ bend.covariance @ slopes.T * inflation**2,
         boxes=table,
@@ -167,7 +169,7 @@ def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
 
 
 def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[Demand]:
-    """What the groups that were held would do, were they free."""
+    """What the groups that were held would do, were they free; `solved` with the variances it was solved with."""
     map = solved.objective.map
     detector = tuple(g for g in ("distance", "shift", "tilt") if g not in settings.detector)
     if not detector:

@@ -1,6 +1,7 @@
 """The command on stills from elsewhere: it runs and reports, whatever the fit."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,16 +28,19 @@ def reported(files, folder, *more):
 
 @pytest.mark.slow
 def test_a_real_still_at_a_synchrotron_is_refined_and_its_misfit_told(thaumatin_files, tmp_path):
-    told = reported(thaumatin_files, tmp_path / "thaumatin", "d_min=3.5")
+    told = reported(thaumatin_files, tmp_path / "thaumatin", "d_min=4.5")
     # a real crystal is not one Gaussian: the report must not call this good
-    assert told["verdict"]["state"] in ("good", "poor")
-    assert (told["figures"]["chi2_core"] > 2) == (told["verdict"]["state"] == "poor")
+    assert told["figures"]["chi2_core"] > 2
+    assert told["verdict"]["state"] != "good"
     assert told["figures"]["intensity_cc"] > 0.5
+    # what is asked of the detector is about the size of its errors, not of the laboratory
+    for line in told["verdict"]["advice"]:
+        assert all(abs(float(number)) < 5 for number in re.findall(r"([+-][\d.]+) m", line)), line
 
 
 @pytest.mark.slow
 def test_a_real_shot_on_64_panels_in_adu_is_refined_and_reported(thermolysin_files, tmp_path):
-    told = reported(thermolysin_files, tmp_path / "thermolysin", "gain=6", "sigma_readout=4.5")
+    told = reported(thermolysin_files, tmp_path / "thermolysin", "gain=6", "sigma_readout=4.5", "d_min=3.5")
     assert told["figures"]["boxes_cc"] > 20
     assert told["figures"]["intensity_cc"] > 0.3
 
