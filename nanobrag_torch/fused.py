@@ -29,8 +29,8 @@ from nanobrag_torch.tensors import as_tensor, unit
 Vec = tuple[Tensor, Tensor, Tensor]
 #: Pairs of axes in the order of the six numbers of a symmetric matrix.
 SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
-#: Sums of a node, of a panel and of the beam.
-NODE_SUMS, PANEL_SUMS, BEAM_SUMS = 10, 6, 10
+#: Sums of a panel: along and about three axes.
+PANEL_SUMS = 6
 
 
 @dataclass(frozen=True)
@@ -101,35 +101,27 @@ def polarization_axes(s0: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     return e, torch.linalg.cross(s0, e)
 
 
-def node_rows(at: Nodes, count: int) -> Tensor:
-    """Nodes, `count` of a box together, as rows of numbers (layers, boxes, count, 10): q, the whitening matrix, and ln
-    of the peak."""
+def node_rows(at: Nodes) -> Tensor:
+    """Nodes as rows of numbers (layers, n, 10): q, the whitening matrix, and ln of the peak."""
     rows = []
     for covariance in at.covariance:
         W, ln_norm = whitening(covariance)
         lower = torch.stack([W[:, i, j] for i in range(3) for j in range(i + 1)], -1)
         rows.append(torch.cat([at.q, lower, (ln_norm + at.ln_amplitude)[:, None]], -1))
-    return torch.stack(rows).unflatten(1, (-1, count))
+    return torch.stack(rows)
 
 
-def box_profiles(at: Nodes, count: int, of: Scene) -> Tensor:
-    """Intensity (boxes, count, pixels) of each box's nodes; `at` holds boxes * count nodes, those of a box together."""
-    return profile_pass(*of.tensors, node_rows(at, count), rule=of.rule)
+def box_profiles(nodes: Tensor, of: Scene) -> Tensor:
+    """Intensity (boxes, k, pixels) of each box's nodes, rows of node_rows (layers, boxes, k, 10)."""
+    return profile_pass(*of.tensors, nodes, rule=of.rule)
 
 
-def box_moments(at: Nodes, count: int, of: Scene, root: Tensor) -> Tensor:
-    """For each node the sums over samples of I, I g and the upper triangle of I g gᵀ, times `root` (boxes, pixels):
-    (boxes, layers * count * 10, pixels)."""
-    return moment_pass(*of.tensors, node_rows(at, count), root, rule=of.rule).flatten(1, 3)
-
-
-def ray_sums(at: Nodes, weights: Tensor, of: Scene, root: Tensor, beam: bool) -> Tensor:
+def ray_sums(nodes: Tensor, weights: Tensor, of: Scene, root: Tensor, beam: bool) -> Tensor:
     """The sums of the panel (6), shift and rotation, and with `beam` of the beam (10): ln λ, s0 and the two axes of the
-    polarisation; of all nodes with `weights` (boxes, count), times `root`: (boxes, 6 or 16, pixels)."""
-    rows = node_rows(at, weights.shape[1])
+    polarisation; of all nodes with `weights` (boxes, k), times `root`: (boxes, 6 or 16, pixels)."""
     total = []
     for k in range(weights.shape[1]):
-        tensors = (*of.tensors, rows[:, :, k, None], weights[:, k, None], root)
+        tensors = (*of.tensors, nodes[:, :, k, None], weights[:, k, None], root)
         found = [panel_pass(*tensors, rule=of.rule)]
         if beam:
             found.append(beam_pass(*tensors, rule=of.rule))
@@ -146,13 +138,9 @@ class NodeColumns:
     covariance: Tensor
     ln_amplitude: Tensor
 
-    def rows(self, part: slice | Tensor) -> "NodeColumns":
-        """Those of some nodes."""
-        return NodeColumns(self.q[part], self.covariance[:, part], self.ln_amplitude[part])
 
-
-def node_map(at: Nodes, weights: Tensor, by_x: NodeColumns) -> Tensor:
-    """The map (boxes, layers * count * 10, n) from box_moments to the derivatives of Σ weight times profile."""
+def node_maps(at: Nodes, by_x: NodeColumns) -> Tensor:
+    """The maps (layers, n nodes, 10, n) from the sums of I, I g and I g gᵀ to the derivatives of the profile."""
     parts = []
     for covariance, dS in zip(at.covariance, by_x.covariance, strict=True):
         W, _ = whitening(covariance)
@@ -160,17 +148,21 @@ def node_map(at: Nodes, weights: Tensor, by_x: NodeColumns) -> Tensor:
         amplitude = by_x.ln_amplitude - 0.5 * (inverse[..., None] * dS).sum((-3, -2))
         second = [dS[:, i, j] * (0.5 if i == j else 1.0) for i, j in SIX]
         parts.append(torch.cat([amplitude[:, None], by_x.q, torch.stack(second, 1)], 1))
-    rows = torch.stack(parts) * weights.flatten()[:, None, None]
-    return rows.unflatten(1, weights.shape).transpose(0, 1).flatten(1, 3)
+    return torch.stack(parts)
 
 
 @dataclass(frozen=True)
 class RayColumns:
     """How rays follow x: shift and rotation about the crystal of each panel (n panels, 6, n), and of the beam (10, n):
-    ln wavelength, s0, and the axes of the polarisation."""
+    ln wavelength, s0, and the axes of the polarisation; None where it stays."""
 
     panel: Tensor
-    beam: Tensor
+    beam: Tensor | None
+
+    def of(self, panel: Tensor) -> Tensor:
+        """The map (boxes, 6 or 16, n) from the sums of the rays to the derivatives, for boxes on these panels."""
+        mine = self.panel[panel]
+        return mine if self.beam is None else torch.cat([mine, self.beam.expand(len(mine), -1, -1)], 1)
 
 
 def ray_numbers(panels: Panels, beam: BeamConfig) -> tuple[Tensor, ...]:
@@ -188,7 +180,7 @@ def ray_columns(panels: Panels, by_x: tuple[Tensor, ...]) -> RayColumns:
     pairs = ((panels.fast, d_fast), (panels.slow, d_slow), (panels.normal, d_normal))
     rotation = 0.5 * sum(torch.linalg.cross(axis[..., None].expand_as(change), change, dim=1) for axis, change in pairs)
     shift = d_origin - torch.linalg.cross(rotation, panels.origin[..., None].expand_as(rotation), dim=1)
-    return RayColumns(torch.cat([shift, rotation], 1), of_beam)
+    return RayColumns(torch.cat([shift, rotation], 1), of_beam if bool((of_beam != 0).any()) else None)
 
 
 @dataclass(frozen=True)
@@ -201,30 +193,23 @@ class Derivatives:
 
 
 def box_derivatives(
-    at: Nodes,
-    weights: Tensor,
-    by_x: NodeColumns,
-    of: Scene,
-    root: Tensor,
-    rays: tuple[Tensor, Tensor] | None,
+    nodes: Tensor, maps: Tensor, weights: Tensor, of: Scene, root: Tensor, rays: Tensor | None
 ) -> Derivatives:
     """Derivatives of the sum over a box's nodes of weight times profile, times `root` (boxes, pixels).
 
-    `weights` (boxes, k) are the nodes' intensities; `rays` how the boxes' panels (boxes, 6, n) and the beam (10, n)
-    follow x, None where they stay; where only panels move, the beam's is zero and not looked at.
+    `nodes` are rows of node_rows (layers, boxes, k, 10), `maps` those of node_maps (layers, boxes, k, 10, n),
+    `weights` (boxes, k) their intensities, `rays` the map of the rays (boxes, 6 or 16, n), None where they stay.
     """
-    sums, map = box_moments(at, weights.shape[1], of, root), node_map(at, weights, by_x)
+    sums = moment_pass(*of.tensors, nodes, root, rule=of.rule).flatten(1, 3)
+    map = (maps * weights[..., None, None]).transpose(0, 1).flatten(1, 3)
     if rays is not None:
-        panel, beam = rays
-        beam_moves = bool((beam != 0).any())
-        sums = torch.cat([sums, ray_sums(at, weights, of, root, beam_moves)], 1)
-        map = torch.cat([map, panel, *([beam.expand(len(panel), -1, -1)] if beam_moves else [])], 1)
+        sums = torch.cat([sums, ray_sums(nodes, weights, of, root, rays.shape[1] > PANEL_SUMS)], 1)
+        map = torch.cat([map, rays], 1)
     n = map.shape[-1]
     if map.shape[1] <= n:
         return Derivatives(sums, map)
-    return Derivatives(
-        map.transpose(1, 2) @ sums, torch.eye(n, dtype=map.dtype, device=map.device).expand(len(map), n, n)
-    )
+    identity = torch.eye(n, dtype=map.dtype, device=map.device)
+    return Derivatives(map.transpose(1, 2) @ sums, identity.expand(len(map), n, n))
 
 
 def _dot(a: Vec, b: Vec) -> Tensor:

@@ -28,6 +28,8 @@ from nanobrag_torch.fused import (
     beam_row,
     box_derivatives,
     box_profiles,
+    node_maps,
+    node_rows,
     panel_rows,
     ray_columns,
     ray_numbers,
@@ -130,10 +132,10 @@ class Objective:
 
     def columns(self, x: Tensor) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
-        at, parts = self.nodes_at(x), self.map.component_count
+        rows, parts = node_rows(self.nodes_at(x)), self.map.component_count
         result = []
         for group, scene in self.scenes(x):
-            found = box_profiles(_rows(at, group, parts), group.reach * parts, scene)
+            found = box_profiles(rows[:, _places(group, parts)], scene)
             if parts > 1:
                 found = found.unflatten(1, (group.reach, parts)).sum(2)
             result.append(torch.cat([*group.given(self.boxes), found], 1))
@@ -243,20 +245,14 @@ class Objective:
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
         """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
         at, parts = self.nodes_at(x), self.map.component_count
-        by_x, follow = self._by_x(x)
+        by_x, rays = self._by_x(x)
+        rows, maps = node_rows(at), node_maps(at, by_x)
         for group, scene in self.scenes(x):
-            part = group.part
-            yield (
-                group,
-                box_derivatives(
-                    _rows(at, group, parts),
-                    at_nodes[part, : group.reach].repeat_interleave(parts, 1),
-                    by_x.rows(_places(group, parts)),
-                    scene,
-                    root[part, : group.pixels].contiguous(),
-                    None if follow is None else (follow.panel[group.where.panel], follow.beam),
-                ),
-            )
+            part, places = group.part, _places(group, parts)
+            weights = at_nodes[part, : group.reach].repeat_interleave(parts, 1)
+            follow = None if rays is None else rays.of(group.where.panel)
+            here = root[part, : group.pixels].contiguous()
+            yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow)
 
     def jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
@@ -287,11 +283,5 @@ def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
 
 
 def _places(group: Group, parts: int) -> Tensor:
-    """Where the nodes of each box of a group stand in the list of all, `parts` components each."""
-    return (group.nodes[..., None] * parts + torch.arange(parts)).flatten()
-
-
-def _rows(at: Nodes, group: Group, parts: int) -> Nodes:
-    """The nodes of each box of a group."""
-    rows = _places(group, parts)
-    return Nodes(at.q[rows], at.covariance[:, rows], at.ln_amplitude[rows])
+    """Where the nodes (b, reach * parts) of each box of a group stand in the list of all, `parts` components each."""
+    return (group.nodes[..., None] * parts + torch.arange(parts)).flatten(1)

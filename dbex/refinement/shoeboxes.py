@@ -229,7 +229,7 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: 
     )
     fast, slow, within = (a.reshape(len(chosen), -1) for a in (fast, slow, within))
     data, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
-    own = within & _nearest(chosen, everything, slow, fast)
+    own = _nearest(chosen, everything, slow, fast, within)
     used = own & trusted
     left_out = {
         "pixels nearer to another prediction": int((within & ~own).sum()),
@@ -298,16 +298,18 @@ def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, 
     return data, sigma_squared, on_panel, trusted
 
 
-def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Ints) -> Bools:
-    """Whether each pixel (n, p) is at least as near to its own box's centroid as to any other prediction's."""
+def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Ints, within: Bools) -> Bools:
+    """Whether each pixel (n, p) that is `within` its box is at least as near to the box's centroid as to any other."""
     own = np.zeros(slow.shape, bool)
     for i in np.unique(chosen.panel):
         rows = np.nonzero(chosen.panel == i)[0]
         rivals = everything.xy_px[everything.panel == i]
-        points = np.stack([fast[rows] + 0.5, slow[rows] + 0.5], -1)
+        mine = within[rows]
+        points = np.stack([fast[rows][mine] + 0.5, slow[rows][mine] + 0.5], -1)
+        to_own = np.linalg.norm(points - chosen.xy_px[rows][np.nonzero(mine)[0]], axis=-1)
         distance, _ = cKDTree(rivals).query(points)
-        to_own = np.linalg.norm(points - chosen.xy_px[rows, None], axis=-1)
-        own[rows] = to_own <= distance + 1e-9
+        mine[mine] = to_own <= distance + 1e-9
+        own[rows] = mine
     return own
 
 

@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanobrag_torch.fused import BoxPixels, NodeColumns, box_derivatives, box_profiles, ray_columns, ray_numbers, scene
+from nanobrag_torch.fused import (
+    BoxPixels,
+    NodeColumns,
+    box_derivatives,
+    box_profiles,
+    node_maps,
+    node_rows,
+    ray_columns,
+    ray_numbers,
+    scene,
+)
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Pairs, Quadrature, nodes, pair_intensities
@@ -59,6 +69,11 @@ def nodes_at(x, rule):
     return nodes(crystal, panels, beam, NODES, torch.tensor([0, 0, 1, 1]), 3 + x[6], rule)
 
 
+def rows_of(at):
+    """Two nodes of each box."""
+    return node_rows(at).unflatten(1, (2, 2))
+
+
 def readable(x, rule):
     """The profiles (boxes, pixels, nodes) by the readable closed form."""
     panels, beam = geometry(x)
@@ -72,7 +87,7 @@ def readable(x, rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_box_holds_the_profiles_of_its_nodes(rule):
-    found = box_profiles(nodes_at(X, rule), 2, scene(*geometry(X), BOXES, rule)).transpose(1, 2)
+    found = box_profiles(rows_of(nodes_at(X, rule)), scene(*geometry(X), BOXES, rule)).transpose(1, 2)
     expected = readable(X, rule)
     assert expected.amax(1).min() > 1e-6 * expected.max()
     assert torch.allclose(found, expected, rtol=tolerances.CLOSED_FORM_JACOBIAN_RELATIVE, atol=0)
@@ -89,15 +104,11 @@ def test_every_column_is_that_of_autograd_through_the_readable_profile(rule, pol
         return at.q, at.covariance, at.ln_amplitude
 
     panels, beam = geometry(X)
-    rays = ray_columns(panels, jacobian(lambda x: ray_numbers(*geometry(x)), X))
-    derivatives = box_derivatives(
-        nodes_at(X, rule),
-        WEIGHTS,
-        NodeColumns(*jacobian(numbers, X)),
-        scene(panels, beam, BOXES, rule),
-        torch.ones_like(BOXES.slow, dtype=X.dtype),
-        (rays.panel[BOXES.panel], rays.beam),
-    )
+    at = nodes_at(X, rule)
+    maps = node_maps(at, NodeColumns(*jacobian(numbers, X))).unflatten(1, (2, 2))
+    rays = ray_columns(panels, jacobian(lambda x: ray_numbers(*geometry(x)), X)).of(BOXES.panel)
+    root = torch.ones_like(BOXES.slow, dtype=X.dtype)
+    derivatives = box_derivatives(rows_of(at), maps, WEIGHTS, scene(panels, beam, BOXES, rule), root, rays)
     found = derivatives.sums.transpose(1, 2) @ derivatives.map
     expected = torch.autograd.functional.jacobian(lambda x: (readable(x, rule) * WEIGHTS[:, None]).sum(-1), X)
     for column in range(len(X)):
