@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
-from dbex.refinement.problem import huber_weight
 from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
@@ -41,9 +40,9 @@ def conclude(
     bend = curvature(final.solution.matrix, map)
     solved = solved_round(final)
     # what was minimised had its robust weights in the variances: only with them is its gradient 0
-    minimised = replace(solved, variance=final.state.variance)
-    boxes, local = final.objective.boxes, final.state.local
-    pixel_weight = huber_weight(boxes.data - local.background - local.bragg, solved.variance)
+    minimised = replace(solved, objective=final.objective, variance=final.state.variance)
+    boxes = final.objective.boxes
+    pixel_weight = solved.objective.weight
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
     table = box_table(solved, still, weight)
     figures = figures_of_merit(solved, table)

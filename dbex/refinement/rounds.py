@@ -13,7 +13,7 @@ from dbex.models import free_cell_parameters
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.prior import estimate_model_error, intensity_prior
-from dbex.refinement.problem import State, StillProblem
+from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes
@@ -228,10 +228,13 @@ def fitted_model_error(still: Still, found: Round) -> float:
 
 
 def solved_round(found: Round) -> Solved:
-    """A round with its covariance; variances are those of the model, without the robust weights."""
+    """A round with its covariance; variances are those of the model, robust weights stand apart from them."""
     covariance = curvature(found.solution.matrix, found.objective.map).covariance
-    variance = found.objective.variance(found.state.local)
-    return Solved(found.objective, torch.as_tensor(found.solution.x), covariance, variance, found.state.local)
+    local = found.state.local
+    variance = found.objective.variance(local)
+    weight = huber_weight(found.objective.boxes.data - local.background - local.bragg, variance)
+    objective = replace(found.objective, weight=weight)
+    return Solved(objective, torch.as_tensor(found.solution.x), covariance, variance, local)
 
 
 def _same_boxes(found: Round, objective: Objective) -> float:
