@@ -9,7 +9,7 @@ S is taken once per node. A pixel is split in sub-pixels and its sensor in layer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import torch
@@ -21,7 +21,7 @@ from nanobrag_torch.panel import Panels, captured, obliquity, pixel_positions, s
 from nanobrag_torch.polarization import polarization_factor
 from nanobrag_torch.rotation import rotation_from_vector
 from nanobrag_torch.spindle import line_integral
-from nanobrag_torch.spread import footprint_covariance, node_covariance, outer
+from nanobrag_torch.spread import Spread, footprint_covariance, outer, spread_of
 from nanobrag_torch.tensors import as_tensor, dot, unit
 from nanobrag_torch.units import R_E_SQUARED_M2, RADIANS_PER_DEGREE
 
@@ -199,6 +199,31 @@ def mid_scan(crystal: CrystalConfig, scan: ScanConfig | None, like: Tensor) -> C
     return override(crystal, {"U": turn @ orientation(crystal, like), "misset_deg": (0.0, 0.0, 0.0)})
 
 
+@dataclass(frozen=True)
+class Causes:
+    """What nodes follow from beside their hkl and panel: A (..., 3, 3), what broadens them, s0 (..., 3), wavelength, B
+    and ln of the scale (...); leading axes are those of the nodes, or none."""
+
+    A: Tensor
+    spread: Spread
+    s0: Tensor
+    wavelength: Tensor
+    b_factor: Tensor
+    ln_scale: Tensor
+
+
+def causes(crystal: CrystalConfig, beam: BeamConfig, ln_scale: Tensor) -> Causes:
+    """Those of a crystal and a beam."""
+    return Causes(
+        reciprocal_basis(crystal, ln_scale),
+        spread_of(crystal, beam, ln_scale),
+        unit(as_tensor(beam.direction, ln_scale)),
+        as_tensor(beam.wavelength_A, ln_scale),
+        as_tensor(crystal.b_factor_A2, ln_scale),
+        ln_scale,
+    )
+
+
 def nodes(
     crystal: CrystalConfig,
     panels: Panels,
@@ -213,14 +238,18 @@ def nodes(
 
     `ln_scale` (n,) or () is added to the isotropic displacement's -B|q|²/2 to give the amplitude.
     """
-    like = panels.origin
-    crystal = mid_scan(crystal, scan, like)
-    q = hkl.to(like.dtype) @ reciprocal_basis(crystal, like).T
-    wavelength = as_tensor(beam.wavelength_A, like)
-    s1 = unit(q + unit(as_tensor(beam.direction, like)) / wavelength)
+    crystal = mid_scan(crystal, scan, panels.origin)
+    found = nodes_from(causes(crystal, beam, ln_scale), panels, hkl, panel, quadrature)
+    return found if scan is None else replace(found, path=scan_path(scan, found.q))
+
+
+def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | EllipsisType, quadrature: Quadrature) -> Nodes:
+    """The same from their causes; `panel` is `...` where the panels' numbers are arranged as the nodes are."""
+    q = (of.A * hkl.to(of.A.dtype)[..., None, :]).sum(-1)
+    s1 = unit(q + of.s0 / of.wavelength[..., None])
     normal = panels.normal[panel]
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
-    spread = node_covariance(crystal, beam, q)
+    spread = of.spread.at(q)
     edge = panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
     cosine = torch.abs(dot(s1, normal))
     covariance = torch.stack(
@@ -231,16 +260,14 @@ def nodes(
                 panels.fast[panel],
                 panels.slow[panel],
                 normal,
-                1 / (wavelength * range_mm),
+                1 / (of.wavelength * range_mm),
                 edge,
                 layer_depth(panels, layer, panel, cosine)[1],
             )
             for layer in sensor_layers(panels, quadrature.layers)
         ]
     )
-    b_factor = as_tensor(crystal.b_factor_A2, like)
-    path = None if scan is None else scan_path(scan, q)
-    return Nodes(q, covariance, ln_scale - b_factor * (q**2).sum(-1) / 2, path)
+    return Nodes(q, covariance, of.ln_scale - of.b_factor * (q**2).sum(-1) / 2)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Widths are small compared with the distance between nodes; each acts on the offs
 covariances add. All are symmetric (..., 3, 3) in the laboratory frame.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,21 +42,34 @@ def size_covariance(crystal: CrystalConfig, like: Tensor) -> Tensor:
     return A @ torch.diag(GAUSS_VARIANCE / (fudge * n_cells**2)) @ A.T
 
 
-def mosaic_covariance(crystal: CrystalConfig, q: Tensor) -> Tensor:
-    """Broadening by the rotations of the blocks, at nodes q (..., 3): across q, growing with its length."""
+def mosaic_rotations(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """Covariance (3, 3), rad², of the blocks' rotations about the axes of the laboratory."""
     if crystal.mosaic_covariance_deg2 is None:
-        eta = as_tensor(crystal.mosaicity_deg, q) * RADIANS_PER_DEGREE
-        identity = torch.eye(3, dtype=q.dtype, device=q.device)
-        return eta**2 * ((q**2).sum(-1)[..., None, None] * identity - outer(q))
-    turn = orientation(crystal, q)
-    rotations = turn @ (as_tensor(crystal.mosaic_covariance_deg2, q) * RADIANS_PER_DEGREE**2) @ turn.T
+        eta = as_tensor(crystal.mosaicity_deg, like) * RADIANS_PER_DEGREE
+        return eta**2 * torch.eye(3, dtype=like.dtype, device=like.device)
+    turn = orientation(crystal, like)
+    return turn @ (as_tensor(crystal.mosaic_covariance_deg2, like) * RADIANS_PER_DEGREE**2) @ turn.T
+
+
+def turned(rotations: Tensor, q: Tensor) -> Tensor:
+    """Covariance (..., 3, 3) of nodes q (..., 3) that small rotations with this covariance turn: across q."""
     lever = cross_matrix(q)
     return lever @ rotations @ lever.transpose(-1, -2)
 
 
+def mosaic_covariance(crystal: CrystalConfig, q: Tensor) -> Tensor:
+    """Broadening by the rotations of the blocks, at nodes q (..., 3): across q, growing with its length."""
+    return turned(mosaic_rotations(crystal, q), q)
+
+
+def radial_variance(crystal: CrystalConfig, beam: BeamConfig, like: Tensor) -> Tensor:
+    """Relative variance () of |q| by a spread of the cell and of the wavelength: one term on a still."""
+    return as_tensor(crystal.strain, like) ** 2 + as_tensor(beam.bandwidth, like) ** 2
+
+
 def radial_covariance(crystal: CrystalConfig, beam: BeamConfig, q: Tensor) -> Tensor:
-    """Broadening along q by a spread of the cell and of the wavelength: one term on a still."""
-    return (as_tensor(crystal.strain, q) ** 2 + as_tensor(beam.bandwidth, q) ** 2) * outer(q)
+    """Broadening along q."""
+    return radial_variance(crystal, beam, q) * outer(q)
 
 
 def divergence_covariance(beam: BeamConfig, like: Tensor) -> Tensor:
@@ -67,14 +82,34 @@ def divergence_covariance(beam: BeamConfig, like: Tensor) -> Tensor:
     return (across + along) / as_tensor(beam.wavelength_A, like) ** 2
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What broadens nodes: covariances (..., 3, 3) by the size of blocks and by divergence, 1/Å², of the blocks'
+    rotations, rad², and the relative variance (...) of |q|; leading axes are those of the nodes, or none."""
+
+    size: Tensor
+    rotations: Tensor
+    divergence: Tensor
+    radial: Tensor
+
+    def at(self, q: Tensor) -> Tensor:
+        """The covariance (n, 3, 3) of nodes q (n, 3)."""
+        return self.size + turned(self.rotations, q) + self.radial[..., None, None] * outer(q) + self.divergence
+
+
+def spread_of(crystal: CrystalConfig, beam: BeamConfig, like: Tensor) -> Spread:
+    """What crystal and beam broaden nodes by."""
+    return Spread(
+        size_covariance(crystal, like),
+        mosaic_rotations(crystal, like),
+        divergence_covariance(beam, like),
+        radial_variance(crystal, beam, like),
+    )
+
+
 def node_covariance(crystal: CrystalConfig, beam: BeamConfig, q: Tensor) -> Tensor:
     """What crystal and beam make of the nodes q (n, 3): (n, 3, 3)."""
-    return (
-        size_covariance(crystal, q)
-        + mosaic_covariance(crystal, q)
-        + radial_covariance(crystal, beam, q)
-        + divergence_covariance(beam, q)
-    )
+    return spread_of(crystal, beam, q).at(q)
 
 
 def footprint_covariance(

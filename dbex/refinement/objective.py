@@ -35,7 +35,8 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.profile import Nodes, Quadrature, nodes
+from nanobrag_torch.node_columns import cause_row, node_columns, place_rows
+from nanobrag_torch.profile import Nodes, Quadrature, causes, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
@@ -266,13 +267,20 @@ class Objective:
 
         def numbers(x: Tensor) -> tuple[Tensor, ...]:
             models = self.map.models(x)
-            at = self.nodes_of(models)
-            rays = ray_numbers(models.panels, models.beam) if moves else ()
-            return at.q, at.covariance, at.ln_amplitude, *rays
+            rows = torch.stack(
+                [
+                    cause_row(causes(part.crystal, models.beam, models.ln_scale + part.ln_weight))
+                    for part in models.components
+                ]
+            )
+            return (rows, place_rows(models.panels), *ray_numbers(models.panels, models.beam)) if moves else (rows,)
 
-        q, covariance, ln_amplitude, *rays = jacobian(numbers, x)
-        panels = self.map.models(x).panels
-        return NodeColumns(q, covariance, ln_amplitude), ray_columns(panels, tuple(rays)) if moves else None
+        models, found = self.map.models(x), self.groups
+        of_components, *of_rays = jacobian(numbers, x)
+        of_panels = of_rays[0] if moves else None
+        hkl = self.hkl[found.reflection]
+        columns = node_columns(numbers(x)[0], models.panels, hkl, found.panel, self.rule, (of_components, of_panels))
+        return columns, ray_columns(models.panels, tuple(of_rays[1:])) if moves else None
 
 
 def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,73 @@
+"""How nodes follow the parameters: by the few numbers that all nodes share, so that many parameters cost no more.
+
+The ten numbers of a node follow from its hkl, from the numbers of its component of the crystal and of the beam, and
+from those of its panel. Their derivatives by those are taken node by node, with one reverse pass for each of the ten;
+the derivatives of the shared numbers by the parameters are small.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nanobrag_torch.fused import SIX, NodeColumns
+from nanobrag_torch.jacobian import rowwise_jacobian
+from nanobrag_torch.panel import Panels
+from nanobrag_torch.profile import Causes, Quadrature, nodes_from
+from nanobrag_torch.spread import Spread
+
+#: Places of the six numbers of a symmetric matrix in its nine.
+SYMMETRIC = (0, 1, 2, 1, 3, 4, 2, 4, 5)
+
+
+def cause_row(of: Causes) -> Tensor:
+    """The causes of a component's nodes as a row of numbers (43,)."""
+    spread = of.spread
+    matrices = (of.A, spread.size, spread.rotations, spread.divergence)
+    numbers = (spread.radial, of.wavelength, of.b_factor, of.ln_scale)
+    return torch.cat([*(matrix.flatten() for matrix in matrices), of.s0, torch.stack(numbers)])
+
+
+def place_rows(panels: Panels) -> Tensor:
+    """What moves when panels do, as rows of numbers (n panels, 10): fast, slow, normal, distance."""
+    return torch.cat([panels.fast, panels.slow, panels.normal, panels.distance[:, None]], 1)
+
+
+def node_columns(
+    components: Tensor, panels: Panels, hkl: Tensor, panel: Tensor, rule: Quadrature, by_x: tuple[Tensor, Tensor | None]
+) -> NodeColumns:
+    """Derivatives of the nodes of hkl (m, 3) on panels (m,), one for each of the components (c, 43), together: m * c.
+
+    `by_x` are the derivatives of the components (c, 43, n) and of place_rows (n panels, 10, n), None where they stay.
+    """
+    count = len(components)
+    hkl, panel = hkl.repeat_interleave(count, 0), panel.repeat_interleave(count)
+    mine = Panels(**{name: value[panel] for name, value in vars(panels).items()})
+    rows = torch.cat([components.repeat(len(panel) // count, 1), place_rows(mine)], 1)
+
+    def numbers(rows: Tensor) -> Tensor:
+        at = nodes_from(_causes(rows), _moved(mine, rows[:, 43:]), hkl, ..., rule)
+        six = torch.stack([at.covariance[:, :, i, j] for i, j in SIX], -1)
+        return torch.cat([at.q, at.ln_amplitude[:, None], six.transpose(0, 1).flatten(1)], 1)
+
+    slopes = rowwise_jacobian(numbers, rows)
+    of_components, of_panels = by_x
+    by_component = slopes[..., :43].unflatten(0, (-1, count)).transpose(0, 1).flatten(1, 2)
+    columns = (by_component @ of_components).unflatten(1, (-1, slopes.shape[1])).transpose(0, 1).flatten(0, 1)
+    if of_panels is not None:
+        columns = columns + slopes[..., 43:] @ of_panels[panel]
+    six = columns[:, 4:].unflatten(1, (-1, 6)).transpose(0, 1)
+    covariance = torch.stack([six[:, :, i] for i in SYMMETRIC], 2).unflatten(2, (3, 3))
+    return NodeColumns(columns[:, :3], covariance, columns[:, 3])
+
+
+def _causes(rows: Tensor) -> Causes:
+    """Causes of each of n nodes from its row of numbers."""
+    A, size, rotations, divergence = (rows[:, 9 * i : 9 * i + 9].unflatten(1, (3, 3)) for i in range(4))
+    radial, wavelength, b_factor, ln_scale = rows[:, 39:43].unbind(1)
+    return Causes(A, Spread(size, rotations, divergence, radial), rows[:, 36:39], wavelength, b_factor, ln_scale)
+
+
+def _moved(panels: Panels, rows: Tensor) -> Panels:
+    """Panels, one for each node, at the place that rows of numbers (n, 10) say."""
+    return replace(panels, fast=rows[:, :3], slow=rows[:, 3:6], normal=rows[:, 6:9], distance=rows[:, 9])
