@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Asked after set-up: an active conda environment with dxtbx and dials, otherwise .venv.
 PYTHON = "$$(setup/install.sh --where)/python"
 
-.PHONY: help setup demo test lint types tests format compile docs clean
+.PHONY: help setup demo test lint types tests format compile bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -50,6 +50,9 @@ format: setup ## put the code into ruff's format and mend what ruff can
 
 compile: setup ## compile the pixel pass for this machine, once: minutes now for faster refinements later
 	@$(PYTHON) -m nanobrag_torch.compiling
+
+bench: compile ## measure every figure of docs/performance.md on this machine (minutes)
+	@$(PYTHON) -m benchmarks.run
 
 docs: setup ## build the documentation into build/docs
 	@$(PYTHON) -m mkdocs build --strict --quiet

@@ -170,3 +170,9 @@ GAIN_RELATIVE = 1e-6
 TRUTH_ESDS = 4.0
 #: The ratio of two scales, each known to 1 % by its esd.
 TRUTH_SCALE_RELATIVE = 0.03
+
+# --- compiled functions --------------------------------------------------------------------------------------------
+
+#: Compiled passes against plain ones, relative to the largest number of the box: the same operations in another order,
+#: with another exponential, on exponents of some tens that are differences of numbers near 1/λ over widths of 1e-3/Å.
+COMPILED_RELATIVE = 1e-9

@@ -1,0 +1,137 @@
+"""Compiled functions: the same numbers as the plain ones, and the plain ones wherever compiled ones do not fit."""
+
+import shutil
+
+import pytest
+import torch
+
+from nanobrag_torch import compiling, fused
+from nanobrag_torch.compiling import CompilationError, Compiled, compiled
+from nanobrag_torch.profile import Quadrature
+from tests.tolerances import COMPILED_RELATIVE
+
+PASSES = [fused.profile_pass, fused.moment_pass, fused.panel_pass, fused.beam_pass]
+LIKE = torch.zeros((), dtype=torch.float64)
+
+
+def boxes(seed, count, n_boxes=5, pixels=30):
+    """Arguments of the passes: boxes on panels that face any way, absorbing or not, nodes near the middle pixel."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    slow, fast = (
+        (uniform(n_boxes, 1) * 40).floor() + torch.arange(pixels) // 6,
+        uniform(n_boxes, 1) + torch.arange(pixels) % 6,
+    )
+    frame = torch.linalg.qr(uniform(n_boxes, 3, 3) - 0.5)[0]
+    f, s, n = frame.unbind(2)
+    distance = 80 + 40 * uniform(n_boxes, 1)
+    origin = distance * n - 3 * uniform(n_boxes, 1) * f - 3 * uniform(n_boxes, 1) * s
+    size, mu, thick = 0.05 + 0.1 * uniform(n_boxes, 1), 4 * uniform(n_boxes, 1), 0.5 * uniform(n_boxes, 1)
+    parallax = (uniform(n_boxes, 1) > 0.3).double()
+    zero = torch.zeros_like(mu)
+    # the first box has a sensor of unknown absorption
+    mu[0] = 0
+    panel = torch.cat([f, s, n, origin, size, distance, mu, parallax, zero, thick], 1)
+    s0 = torch.nn.functional.normalize(uniform(3) - 0.5, dim=0)
+    e, p = fused.polarization_axes(s0, torch.nn.functional.normalize(uniform(3), dim=0))
+    beam = torch.cat([LIKE[None] + 1.1, s0, e, LIKE[None] + 0.8, p, LIKE[None] + 0.2])
+    middle = origin + size * (fast[:, 15:16] * f + slow[:, 15:16] * s) + thick / 2 * n
+    q = (torch.nn.functional.normalize(middle, dim=1) - s0) / 1.1
+    lower = torch.tensor([800.0, 100, 700, -80, 60, 900], dtype=torch.float64) * (0.5 + uniform(n_boxes, count, 6))
+    nodes = torch.cat([q[:, None] + 1e-3 * (uniform(n_boxes, count, 3) - 0.5), lower, uniform(n_boxes, count, 1)], -1)
+    return (slow, fast, panel, beam, nodes[None]), uniform(n_boxes, count) - 0.2, uniform(n_boxes, pixels)
+
+
+def arguments(of, seed):
+    """What a pass takes, with one node a box where it takes no more."""
+    scene, weights, root = boxes(seed, count=1 if of in PASSES[2:] else 1 + seed % 3)
+    return {fused.profile_pass: scene, fused.moment_pass: (*scene, root)}.get(of, (*scene, weights, root))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", PASSES, ids=lambda of: of.name)
+def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, monkeypatch):
+    if not of.file.exists():
+        pytest.skip(f"{of.name} is not compiled on this machine: make compile")
+    monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
+    for seed in range(20):
+        given = arguments(of, seed)
+        found, expected = of(*given, rule=Quadrature()), of.function(*given, rule=Quadrature())
+        size = expected.abs().amax(-1, keepdim=True)
+        assert (size > 0).all()
+        assert ((found - expected).abs() < COMPILED_RELATIVE * size).all()
+
+
+@pytest.fixture
+def doubled(monkeypatch, tmp_path):
+    """A function whose packages go to a folder of its own; `called` counts plain calls."""
+    monkeypatch.setattr(compiling, "folder", lambda: tmp_path)
+    monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
+    called = []
+
+    @compiled(("b", "p"), scale=2.0)
+    def twice(x, scale):
+        called.append(scale)
+        return scale * x
+
+    return twice, called
+
+
+@pytest.mark.slow
+def test_a_function_is_compiled_when_asked_and_not_before(doubled):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is absent")
+    twice, called = doubled
+    x = torch.rand(3, 4, dtype=torch.float64)
+    assert torch.equal(twice(x, scale=2.0), 2 * x)
+    assert called == [2.0]
+    twice.build()
+    called.clear()
+    for shape in ((3, 4), (1, 1), (50, 7)):
+        x = torch.rand(*shape, dtype=torch.float64)
+        assert torch.equal(twice(x, scale=2.0), 2 * x)
+        assert torch.equal(twice(torch.rand(shape[::-1], dtype=torch.float64).T, scale=2.0).isfinite(), x > -1)
+    assert called == []
+    plain_only(twice, called)
+
+
+def plain_only(twice, called):
+    """Single precision, other choices and what is differentiated go to the plain function."""
+    x = torch.rand(3, 4, dtype=torch.float64)
+    assert twice(x.float(), scale=2.0).dtype == torch.float32
+    assert torch.equal(twice(x, scale=3.0), 3 * x)
+    x.requires_grad_()
+    twice(x, scale=2.0).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2.0))
+    assert called == [2.0, 3.0, 2.0]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NANOBRAGG_DISABLE_COMPILE", "1")
+        twice(x.detach(), scale=2.0)
+    assert len(called) == 4
+
+
+def test_what_cannot_be_compiled_is_said_in_a_sentence(doubled, monkeypatch):
+    def broken(*_):
+        raise OSError("no space\nleft")
+
+    monkeypatch.setattr(compiling, "_package", broken)
+    twice, _ = doubled
+    with pytest.raises(CompilationError, match=r"^no space left$"):
+        twice.build()
+    assert not twice.file.exists()
+
+
+def test_packages_of_other_sources_are_not_taken(monkeypatch, tmp_path):
+    compiling.folder.cache_clear()
+    now = compiling.folder()
+    compiling.folder.cache_clear()
+    monkeypatch.setattr(compiling, "_processor_flags", lambda: "flags: another processor")
+    assert compiling.folder() != now
+    compiling.folder.cache_clear()
+
+
+def test_every_pass_can_be_compiled():
+    assert [value for value in vars(fused).values() if isinstance(value, Compiled)] == PASSES
