@@ -52,11 +52,13 @@ def passes():
 
 
 #: What a pixel cannot do without: exponentials of four samples and of the sensor's absorption, square roots with a
-#: division, some 80 multiply-adds a sample, and the bytes of its place and result.
-EXPONENTIALS, ROOTS, MULTIPLY_ADDS = 7, 5, 4 * 80
+#: division, which take half of one, and multiply-adds, 45 a sample for its place, its factors and the node's quadratic
+#: form; more for the sums: those of each pass, in the order of passes().
+EXPONENTIALS, ROOTS, MULTIPLY_ADDS = 7, 5, 4 * 45
+FOR_SUMS = (4, 4 * 22, 4 * 40, 4 * 30)
 
 
-def roofline(copy_gb_s, gflop_s, exponential_ns, numbers_out):
+def roofline(copy_gb_s, gflop_s, exponential_ns, for_sums, numbers_out):
     """ns a pixel by arithmetic, which dominates, and by memory."""
-    arithmetic = EXPONENTIALS * exponential_ns + ROOTS * exponential_ns / 2 + 2 * MULTIPLY_ADDS / gflop_s
-    return arithmetic, 8 * (3 + numbers_out) / copy_gb_s
+    flops = 2 * (MULTIPLY_ADDS + for_sums)
+    return (EXPONENTIALS + ROOTS / 2) * exponential_ns + flops / gflop_s, 8 * (3 + numbers_out) / copy_gb_s

@@ -27,8 +27,8 @@ def measured(stills):
     rows = passes.passes()
     outputs = (1, 10, 6, 10)
     cells = []
-    for (name, plain, compiled, faster, difference), out in zip(rows, outputs, strict=True):
-        least = max(passes.roofline(copy, flops, exponential, out))
+    for (name, plain, compiled, faster, difference), out, more in zip(rows, outputs, passes.FOR_SUMS, strict=True):
+        least = max(passes.roofline(copy, flops, exponential, more, out))
         cells.append(
             [name, f"{plain:.0f}", f"{compiled:.0f}", f"{faster:.0f}", f"{least / compiled:.0%}", f"{difference:.0e}"]
         )
