@@ -137,7 +137,7 @@ def asked_distance(refined):
     return float(re.search(r"distance \(([+-][\d.]+) mm", line).group(1))
 
 
-@pytest.mark.parametrize("hot_pixels", [0])
+@pytest.mark.parametrize("hot_pixels", [0, 40])
 def test_a_detector_that_was_held_is_missed(still, refined, hot_pixels):
     """The start is 0.16 mm too near: what the freed refinement finds, the held one asks for."""
     rng = np.random.default_rng(3)
