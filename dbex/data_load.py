@@ -100,6 +100,7 @@ class Stills:
             beam=create_beam_config(beam),
             files={key: str(path) for key, path in self.files.items()} | {"image": str(raw.path)},
             left_out=left_out,
+            index=index,
         )
 
     def name(self, index: int) -> str:

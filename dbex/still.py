@@ -62,7 +62,7 @@ class NoiseModel:
 @dataclass(frozen=True)
 class Still:
     """One still as read, one entry a panel in `images_photons` and `trusted` (slow, fast), dxtbx's models as they
-    are, and the opaque reflection table that they came with."""
+    are, the opaque reflection table that they came with, and the experiment's place in the list that was read."""
 
     name: str
     experiment: Any
@@ -77,6 +77,7 @@ class Still:
     beam: BeamConfig
     files: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,3 +217,10 @@ class Refined:
     verdict: Verdict
     seconds: dict[str, float]
     worst_direction: str
+
+    def quoted_covariance(self) -> Floats:
+        """The covariance of the estimates in their units: its correlations, with the esds that are quoted."""
+        formal = np.sqrt(np.diag(self.covariance))
+        esd = np.array([estimate.esd for estimate in self.estimates])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.covariance * np.outer(esd / formal, esd / formal))

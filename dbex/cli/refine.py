@@ -4,6 +4,7 @@ What takes time to import is imported where it is used, so that help and complai
 """
 
 import datetime
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, Progress, exit_status
 from dbex.cli.parameters import interpret, refine_scope, settings_of
 from dbex.errors import BadInput
-from dbex.io.atomic import staged
+from dbex.io.atomic import MARKER, staged
 
 if TYPE_CHECKING:
     from dbex.io.record import Run
@@ -56,12 +57,14 @@ exit status: 0 when every still was refined, however well (dbex.json has the ver
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one still: its folder and the content of its dbex.json, or the reason why it has none."""
+    """What became of one still: its folder, what the list of several tells of it and the lines to end with; or the
+    reason why it has none. Everything else is on the disk, so that many stills take no more memory than one."""
 
     index: int
     name: str
-    folder: str | None
-    content: dict[str, Any]
+    folder: str | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
     reason: str | None = None
 
 
@@ -148,8 +151,8 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
     for file in only.iterdir():
         shutil.move(file, staging / file.name)
     only.rmdir()
-    write_record(done[0].content, staging)
-    return tuple(done[0].content["summary"]), False
+    write_record(json.loads((staging / MARKER).read_text(encoding="utf-8")), staging)
+    return done[0].lines, False
 
 
 def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterator[Outcome]:
@@ -179,7 +182,7 @@ def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterato
         except StopIteration:
             return
         except BadInput as error:
-            outcome = Outcome(index, name, None, {}, str(error))
+            outcome = Outcome(index, name, reason=str(error))
         yield outcome
         index += 1
 
@@ -211,7 +214,8 @@ def refine_one(
     content["seconds"] |= {"writing": time.perf_counter() - refined_at}
     content["summary"] = summary(refined, parameters.output.directory)
     write_record(content, folder)
-    return Outcome(index, still.name, folder.name, content)
+    told = {name: content[name] for name in ("verdict", "figures")}
+    return Outcome(index, still.name, folder.name, told, content["summary"])
 
 
 def finish_several(outcomes: Sequence[Outcome], staging: Path, parameters: Any, run: "Run") -> tuple[str, ...]:
@@ -220,23 +224,22 @@ def finish_several(outcomes: Sequence[Outcome], staging: Path, parameters: Any, 
     from dbex.io.results import write_composite
 
     write_composite([staging / outcome.folder for outcome in outcomes if outcome.folder], staging)
+    refined = [outcome.index for outcome in outcomes if outcome.folder]
     stills = [
         {
             "index": outcome.index,
+            "id": refined.index(outcome.index) if outcome.folder else None,
             "still": outcome.name,
             "folder": outcome.folder,
-            "verdict": outcome.content.get("verdict"),
-            "figures": outcome.content.get("figures"),
+            "verdict": outcome.told.get("verdict"),
+            "figures": outcome.told.get("figures"),
             "failure": outcome.reason,
         }
         for outcome in outcomes
     ]
     write_record({**provenance(run), "stills": stills}, staging)
-    lines = [
-        f"{outcome.name}: {outcome.content['summary'][0] if outcome.folder else 'not refined'}" for outcome in outcomes
-    ]
-    refined = sum(outcome.folder is not None for outcome in outcomes)
-    return (*lines, f"{refined} of {len(outcomes)} stills refined; results in {parameters.output.directory}")
+    lines = [f"{outcome.name}: {outcome.lines[0] if outcome.folder else 'not refined'}" for outcome in outcomes]
+    return (*lines, f"{len(refined)} of {len(outcomes)} stills refined; results in {parameters.output.directory}")
 
 
 if __name__ == "__main__":

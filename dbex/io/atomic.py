@@ -1,7 +1,10 @@
 """Results that appear whole or not at all."""
 
+import fcntl
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,21 +21,77 @@ MARKER = "dbex.json"
 def staged(directory: str | Path) -> Iterator[Path]:
     """A new folder beside `directory` that becomes it when the block ends, and vanishes when the block raises.
 
-    The block has to write MARKER. Raises BadInput where `directory` is no folder, OSError where it cannot be written.
+    The block has to write MARKER. What earlier runs into the same `directory` left when they were killed is removed.
+    Raises BadInput where `directory` is no folder and cannot become one, OSError where the disk fails.
     """
     target = Path(os.path.realpath(directory))
-    if target.exists() and not target.is_dir():
-        raise BadInput(f"output.directory={directory} is a file: expected a folder or a new name")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise BadInput(f"output.directory={directory} cannot be written to: expected a folder that you may change")
-    beside = next(parent for parent in target.parents if parent.is_dir())
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=beside))
+    beside = folder_above(target, directory)
+    prefix = f".{target.name}.unfinished-{re.sub(r'[^a-zA-Z0-9.]', '_', platform.node())}-"
+    remove_abandoned(beside, prefix)
+    try:
+        staging, lock = locked_folder(beside, prefix)
+    except OSError as error:
+        raise BadInput(
+            f"output.directory={directory} cannot be made in {beside} ({error.strerror}): expected a place that you "
+            "may write to"
+        ) from error
     try:
         staging.chmod(0o777 & ~current_umask())
         yield staging
         publish(staging, target)
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(staging):
+            error.filename = str(target / Path(error.filename).relative_to(staging))
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def folder_above(target: Path, directory: str | Path) -> Path:
+    """The nearest folder above `target` that is there. Raises BadInput where `target` cannot become a folder."""
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"output.directory={directory} is a file: expected a folder or a new name")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise BadInput(f"output.directory={directory} cannot be written to: expected a folder that you may change")
+    beside = next(parent for parent in target.parents if parent.exists())
+    if not beside.is_dir():
+        raise BadInput(f"output.directory={directory} lies in {beside}, which is a file: expected a folder")
+    return beside
+
+
+def locked_folder(beside: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder and the descriptor that holds it for as long as this process lives; raises OSError."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+        lock = os.open(folder, os.O_RDONLY)
+        locked(lock)
+        if folder.exists():  # another run may have taken it for abandoned before it was locked
+            return folder, lock
+        os.close(lock)
+
+
+def remove_abandoned(beside: Path, prefix: str) -> None:
+    """Remove the unfinished folders of processes of this host that are gone: nobody holds them."""
+    for folder in beside.iterdir() if os.access(beside, os.R_OK) else ():
+        if not folder.name.startswith(prefix) or folder.is_symlink():
+            continue
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        if locked(lock):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def locked(descriptor: int) -> bool:
+    """Whether this process now holds a folder: not where another does, nor where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def publish(staging: Path, target: Path) -> None:

@@ -11,12 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from dials.util.version import dials_version
 
 from dbex.io.results import plain
 from dbex.refinement.settings import Settings
-from dbex.still import Floats, Refined
+from dbex.still import Refined
 
 #: The figures that are kept by this file's layout; raised when a key changes its meaning.
 LAYOUT = 1
@@ -47,7 +46,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "verdict": asdict(refined.verdict),
         "figures": refined.figures,
         "estimates": [asdict(estimate) for estimate in refined.estimates],
-        "covariance": covariance(refined),
+        "covariance": refined.quoted_covariance(),
         "worst_direction": refined.worst_direction,
         "models": {
             "before": models(still),
@@ -65,14 +64,6 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "inputs": {name: identity(path) for name, path in still.files.items()},
         **provenance(run),
     }
-
-
-def covariance(refined: Refined) -> Floats:
-    """The covariance of the estimates in their units, from its correlations and the esds that are quoted."""
-    formal = np.sqrt(np.diag(refined.covariance))
-    esd = np.array([estimate.esd for estimate in refined.estimates])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(refined.covariance * np.outer(esd / formal, esd / formal))
 
 
 def provenance(run: Run) -> dict[str, Any]:

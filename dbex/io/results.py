@@ -30,6 +30,8 @@ UNITS = {
     **dict.fromkeys(("intensity", "posterior_intensity", "prior_intensity"), "photons"),
 }
 PIXEL_VARIANCE_UNIT = "photons^2"
+#: Columns that DIALS made from the models before: no longer true, and remade by whoever needs them.
+STALE = {"delpsical2", "delpsical.weights", "entering", "x_resid", "x_resid2", "y_resid", "y_resid2", "rlp", "d"}
 MEANINGS = {
     "data": "counts before subtraction of the background",
     "background": "the box's plane",
@@ -59,6 +61,7 @@ def write_results(refined: Refined, folder: Path) -> None:
 def write_composite(folders: list[Path], target: Path) -> None:
     """Put the refined.expt and refined.refl of several stills together in `target`, ids in the order of `folders`.
 
+    A still that could not be refined leaves no gap in the ids: `dbex.input_id` has those of the .expt that was read.
     They are read back from disk, so that no image is held in memory. Raises OSError.
     """
     experiments: Any = ExperimentList()
@@ -122,6 +125,7 @@ def reflection_table(refined: Refined) -> Any:
     scale = 1 / (float(refined.beam.wavelength_A) * np.linalg.norm(boxes.s1, axis=1, keepdims=True))
     zeros = np.zeros(len(boxes))
     set_ids(table, 0)
+    table["dbex.input_id"] = flex.int(len(table), refined.still.index)
     table["panel"] = flex.size_t(boxes.panel.astype(np.uint64))
     table["miller_index"] = flex.miller_index(*(flex.int(column) for column in columns(boxes.hkl, np.int32)))
     table["bbox"] = flex.int6(*(flex.int(column) for column in columns(bbox, np.int32)))
@@ -159,11 +163,12 @@ def positions_mm(refined: Refined) -> np.ndarray:
 
 
 def kept_columns(observed: Any, row: np.ndarray) -> Any:
-    """A table of len(row) rows with the columns of `observed`, zero where a row is -1; the pixels are not kept."""
+    """A table of len(row) rows with the columns of `observed`, zero where a row is -1; neither the pixels are kept nor
+    what depended on the models."""
     table = flex.reflection_table(len(row))
     known = flex.size_t(np.flatnonzero(row >= 0).astype(np.uint64))
     source = flex.size_t(row[row >= 0].astype(np.uint64))
-    for name in set(observed.keys()) - {"shoebox"}:
+    for name in set(observed.keys()) - {"shoebox"} - STALE:
         column = type(observed[name])(len(row))
         column.set_selected(known, observed[name].select(source))
         table[name] = column

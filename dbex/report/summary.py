@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from dbex.refinement.settings import CRYSTAL
 from dbex.still import ParameterEstimate, Refined
 
@@ -56,18 +58,22 @@ def count(figures: dict[str, float], name: str) -> str:
 
 
 def orientation(refined: Refined) -> str:
-    """The angle by which the crystal turned, and its largest component in esds; empty where it was held."""
-    turned = [estimate for estimate in refined.estimates if estimate.group == "orientation"]
-    if not turned:
+    """The angle by which the crystal turned, with the esd of a turn about that axis; empty where it was held."""
+    places = [i for i, estimate in enumerate(refined.estimates) if estimate.group == "orientation"]
+    if not places:
         return ""
-    angle = math.hypot(*(estimate.after - estimate.before for estimate in turned))
-    esd = max(estimate.esd for estimate in turned)
-    return f"orientation turned by {rounded(angle, esd)} ± {rounded(esd, esd)}{sign(turned[0])} ({largest(turned)})"
-
-
-def largest(estimates: Iterable[ParameterEstimate]) -> str:
-    """The largest of the moves, in esds."""
-    return f"{max(abs_moves(estimates)):.1f} esds"
+    turned = [refined.estimates[i] for i in places]
+    move = np.array([estimate.after - estimate.before for estimate in turned])
+    angle = float(np.linalg.norm(move))
+    covariance = refined.quoted_covariance()[np.ix_(places, places)]
+    if not np.isfinite(covariance).all():
+        return f"orientation turned by {rounded(angle, math.nan)}{sign(turned[0])} (no esd)"
+    if angle == 0:
+        esd = float(np.linalg.eigvalsh(covariance)[-1]) ** 0.5
+    else:
+        esd = float(move @ covariance @ move) ** 0.5 / angle
+    moved = f"{angle / esd:.1f} esds" if known(esd) else "no esd"
+    return f"orientation turned by {rounded(angle, esd)} ± {rounded(esd, esd)}{sign(turned[0])} ({moved})"
 
 
 def abs_moves(estimates: Iterable[ParameterEstimate]) -> list[float]:

@@ -275,6 +275,7 @@ def test_several_stills_have_a_folder_each_and_one_file_of_models(stills, tmp_pa
     assert set(flex.reflection_table.from_file(str(out / "refined.refl"))["id"]) == {0, 1}
     listed = json.loads((out / "dbex.json").read_text(encoding="utf-8"))["stills"]
     assert [still["folder"] for still in listed] == ["0000_first", None, None, "0003_last_one"]
+    assert [still["id"] for still in listed] == [0, None, None, 1]
     assert listed[1]["failure"] == "bad: the image is absent"
 
 

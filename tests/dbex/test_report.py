@@ -8,7 +8,7 @@ from matplotlib import image
 
 from dbex.report.figures import box_images, ranked_boxes, spots_figure, write_spots
 from dbex.report.summary import left_out, rounded, summary, table
-from dbex.still import Verdict
+from dbex.still import ParameterEstimate, Verdict
 from tests.dbex.refined_example import HALF_BOX, example_refined
 
 
@@ -28,6 +28,21 @@ def test_five_lines_say_whether_the_fit_is_good_and_what_moved(refined):
     assert "(no esd)" in lines[3], "a number without an esd has moved by no number of esds"
     assert "beam: wavelength 0.97680 → 0.97700 ± 0.00010 Å (2.0 esds)" in lines[3]
     assert lines[4] == "the data ask for a bandwidth: add refine.beam=bandwidth; results in refined"
+
+
+def test_the_error_of_a_turn_is_that_about_its_axis(refined):
+    """Errors of 3 and 4 mdeg that rise together: large along their sum, small across it."""
+    x, y = (
+        ParameterEstimate(f"misset_{axis}", "orientation", "deg", 0.0, after, esd, esd)
+        for axis, after, esd in (("x", 0.03, 0.003), ("y", 0.04, 0.004))
+    )
+    correlated = np.array([[1.0, 0.99], [0.99, 1.0]]) * np.outer([0.003, 0.004], [0.003, 0.004])
+    told = summary(replace(refined, estimates=(x, y), covariance=correlated), "out")[1]
+    variance = 0.6**2 * 0.003**2 + 0.8**2 * 0.004**2 + 2 * 0.48 * 0.99 * 0.003 * 0.004
+    assert told == f"orientation turned by 0.0500 ± {variance**0.5:.4f}° ({0.05 / variance**0.5:.1f} esds)"
+    across = replace(y, after=-0.0225)
+    told = summary(replace(refined, estimates=(x, across), covariance=correlated), "out")[1]
+    assert "0.03750 ± 0.00034°" in told
 
 
 def test_what_was_held_is_said_to_be_held(refined):

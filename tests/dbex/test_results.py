@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -87,7 +88,7 @@ def test_every_box_is_a_row_and_observed_columns_are_kept(refined, folder):
     shipped = refined.still.table
     known = len(shipped)
     assert len(table) == known + PREDICTED_ONLY
-    for name in ("xyzobs.px.value", "xyzobs.mm.variance", "intensity.sum.value", "entering"):
+    for name in ("xyzobs.px.value", "xyzobs.mm.variance", "intensity.sum.value"):
         assert list(table[name])[:known] == list(shipped[name])
     assert list(table["intensity.sum.value"])[known:] == [0.0] * PREDICTED_ONLY
     assert list(table["miller_index"])[:known] == list(shipped["miller_index"])
@@ -95,6 +96,14 @@ def test_every_box_is_a_row_and_observed_columns_are_kept(refined, folder):
     assert dict(zip(table.experiment_identifiers().keys(), table.experiment_identifiers().values(), strict=True)) == {
         0: refined.still.experiment.identifier
     }
+
+
+def test_what_dials_made_from_the_models_before_is_not_passed_on_as_if_it_were_true(refined, folder):
+    table = flex.reflection_table.from_file(str(folder / "refined.refl"))
+    stale = {"delpsical2", "delpsical.weights", "entering"}
+    assert stale <= set(refined.still.table.keys())
+    assert not stale & set(table.keys())
+    assert list(table["delpsical.rad"]) == pytest.approx(list(refined.boxes.delpsi_rad))
 
 
 def test_a_shuffled_table_keeps_each_row_with_its_reflection(refined):
@@ -144,6 +153,19 @@ def test_several_stills_in_one_file_keep_their_ids_and_identifiers(refined, tmp_
         assert [list(table[column]).count(i) for i in range(3)] == [len(refined.boxes)] * 3
     names = table.experiment_identifiers()
     assert dict(zip(names.keys(), names.values(), strict=True)) == {0: "first", 1: "second"}
+
+
+def test_a_still_that_fails_does_not_hide_which_experiment_the_next_ones_were(refined, tmp_path):
+    """The first and the last of three, without identifiers: only the column tells that the last one was number 2."""
+    folders = []
+    for index in (0, 2):
+        folders.append(tmp_path / str(index))
+        folders[-1].mkdir()
+        one = renamed(refined, str(index), "")
+        write_results(replace(one, still=replace(one.still, index=index)), folders[-1])
+    write_composite(folders, tmp_path)
+    table = flex.reflection_table.from_file(str(tmp_path / "refined.refl"))
+    assert set(zip(table["id"], table["dbex.input_id"], strict=True)) == {(0, 0), (1, 2)}
 
 
 def test_any_figure_of_merit_can_be_computed_again_from_the_pixels(refined, folder):
@@ -262,23 +284,63 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         pass
 
 
-def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_looks_finished(tmp_path):
-    script = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from dbex.io.atomic import staged\n"
-        "with staged(sys.argv[1]) as staging:\n"
-        "    (staging / 'refined.expt').write_text('{}')\n"
-        "    print('writing', flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    out = tmp_path / "out"
+def test_a_file_above_the_folder_is_refused_before_anything_is_done(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(BadInput, match=r"deeper lies in .*out, which is a file"), staged(tmp_path / "out" / "deeper"):
+        pass
+
+
+def test_a_place_where_nobody_can_write_is_named_as_the_user_named_it():
+    with pytest.raises(BadInput, match=r"^output\.directory=/proc/out cannot be made in /proc \("), staged("/proc/out"):
+        pass
+
+
+def test_a_file_that_cannot_be_written_is_named_where_it_would_have_been(tmp_path):
+    with pytest.raises(FileNotFoundError) as complaint, staged(tmp_path / "out") as staging:
+        (staging / "absent" / "file").write_text("")
+    assert complaint.value.filename == str(tmp_path / "out" / "absent" / "file")
+
+
+WRITER = """
+import sys, time
+from dbex.io.atomic import staged
+with staged(sys.argv[1]) as staging:
+    (staging / "refined.expt").write_text("{}")
+    print(staging, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing to `out`, and its unfinished folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, env=environment)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"writing\n"
+    words = [sys.executable, "-c", WRITER, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment, text=True) as child:
+        assert child.stdout is not None
+        yield child, Path(child.stdout.readline().strip())
+        child.kill()
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_looks_finished(writer, tmp_path):
+    child, unfinished = writer
     child.send_signal(signal.SIGKILL)
     child.wait()
-    child.stdout.close()
-    assert not out.exists()
-    assert all(path.name.startswith(".out.unfinished-") for path in tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [unfinished]
+    assert unfinished.name.startswith(".out.unfinished-")
+
+
+def test_the_next_run_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(writer, tmp_path):
+    child, unfinished = writer
+
+    def run():
+        with staged(tmp_path / "out") as staging:
+            (staging / "dbex.json").write_text("{}")
+
+    run()
+    assert (unfinished / "refined.expt").exists()
+    child.kill()
+    child.wait()
+    run()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
