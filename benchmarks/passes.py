@@ -40,7 +40,7 @@ def passes():
     ]
     rows = []
     for name, function, arguments in calls:
-        if not function.file.exists():
+        if not function.package.exists():
             raise SystemExit("nothing is compiled yet: run `make compile` first")
         plain = cpu_seconds(partial(function.function, *arguments, rule=RULE))
         compiled = cpu_seconds(partial(function, *arguments, rule=RULE))

@@ -2,7 +2,8 @@
 
 torch.compile costs every process seconds of imports even when all is cached; a package that was compiled ahead of time
 (AOTInductor) is a shared library that loads in milliseconds. It is made once per machine, kept in the user's cache
-folder, and made anew when torch, the processor or the sources change.
+folder, and made anew when torch, the processor or the sources change. It is kept unpacked: torch unpacks a package file
+into a new temporary folder in every process, which stays there when the process is killed or leaves by os._exit.
 
 Compiling takes minutes, so it is asked for: `make compile`, or `python -m nanobrag_torch.compiling`. Where no package
 was made, or with NANOBRAGG_DISABLE_COMPILE=1, the plain function is called.
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -56,9 +58,9 @@ class Compiled:
         """The function's result: compiled for float64 on a CPU where nothing is differentiated."""
         if choices != self.choices or not self._can(tensors):
             return self.function(*tensors, **choices)
-        if not self.file.exists():
+        if not self.package.exists():
             return self.function(*tensors, **choices)
-        (found,) = _loaded(self.file).boxed_run([tensor.contiguous() for tensor in tensors])
+        (found,) = _loaded(self.package).boxed_run([tensor.contiguous() for tensor in tensors])
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
@@ -66,9 +68,9 @@ class Compiled:
         return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
     @property
-    def file(self) -> Path:
-        """Where the package is kept."""
-        return folder() / f"{self.name}.pt2"
+    def package(self) -> Path:
+        """The folder in which the package is kept, unpacked."""
+        return folder() / self.name
 
     def build(self) -> None:
         """Compile and keep the package; raises CompilationError."""
@@ -78,10 +80,12 @@ class Compiled:
             for shape in self.shapes
         )
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.file.parent) as beside:
-                made = _package(self, tensors, Path(beside) / self.file.name)
-                os.replace(made, self.file)
+            self.package.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.package.parent) as beside:
+                packed = _package(self, tensors, Path(beside) / f"{self.name}.pt2")
+                shutil.unpack_archive(packed, Path(beside) / self.name, "zip")
+                if not self.package.exists():
+                    os.rename(Path(beside) / self.name, self.package)
         except Exception as error:  # whatever tracing, the compiler or the disk raise: the plain function is there
             raise CompilationError(" ".join(str(error).split())[:500]) from error
 
@@ -118,9 +122,9 @@ def _processor_flags() -> str:
 
 
 @cache
-def _loaded(file: Path) -> Any:
+def _loaded(package: Path) -> Any:
     # What torch._inductor.aoti_load_package wraps, without its second of imports.
-    return torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
+    return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
 
 
 def _package(of: Compiled, tensors: tuple[Tensor, ...], file: Path) -> str:
@@ -147,7 +151,7 @@ def build_all() -> None:
     from nanobrag_torch import fused
 
     for value in vars(fused).values():
-        if isinstance(value, Compiled) and not value.file.exists():
+        if isinstance(value, Compiled) and not value.package.exists():
             value.build()
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -215,6 +217,7 @@ def stills(monkeypatch, refined):
 class Reader:
     def __init__(self, names, refined):
         self.names, self.refined = names, refined
+        self.given, self.alive = [], []
 
     def __iter__(self):
         return self
@@ -227,7 +230,10 @@ class Reader:
             raise name
         if name.startswith("bad"):
             raise BadInput(f"{name}: the image is absent")
-        return renamed(self.refined, name, f"id-{name}").still
+        still = renamed(self.refined, name, f"id-{name}").still
+        self.alive.append([reference() is not None for reference in self.given])
+        self.given.append(weakref.ref(still))
+        return still
 
 
 def refine(out, *arguments):
@@ -277,6 +283,20 @@ def test_several_stills_have_a_folder_each_and_one_file_of_models(stills, tmp_pa
     assert [still["folder"] for still in listed] == ["0000_first", None, None, "0003_last_one"]
     assert [still["id"] for still in listed] == [0, None, None, 1]
     assert listed[1]["failure"] == "bad: the image is absent"
+
+
+def test_no_still_stays_in_memory_while_the_next_one_is_read(tmp_path, monkeypatch, refined):
+    reader = Reader(["a", "b", "lost", "c"], refined)
+
+    def refine_still(still, settings, progress=None):
+        if still.name == "lost":
+            raise BadInput("no indexed spot")
+        return replace(refined, still=still)
+
+    monkeypatch.setattr("dbex.data_load.read_stills", lambda *_, **__: reader)
+    monkeypatch.setattr("dbex.refinement.refine.refine_still", refine_still)
+    assert refine(tmp_path / "out") == 1
+    assert reader.alive == [[], [False], [False] * 2, [False] * 3]
 
 
 def test_nothing_is_written_when_no_still_can_be_refined(stills, tmp_path, capsys):

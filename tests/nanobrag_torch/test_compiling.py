@@ -1,6 +1,10 @@
 """Compiled functions: the same numbers as the plain ones, and the plain ones wherever compiled ones do not fit."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,7 +58,7 @@ def arguments(of, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("of", PASSES, ids=lambda of: of.name)
 def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, monkeypatch):
-    if not of.file.exists():
+    if not of.package.exists():
         pytest.skip(f"{of.name} is not compiled on this machine: make compile")
     monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
     for seed in range(20):
@@ -63,6 +67,29 @@ def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, monkeypatch):
         size = expected.abs().amax(-1, keepdim=True)
         assert (size > 0).all()
         assert ((found - expected).abs() < COMPILED_RELATIVE * size).all()
+
+
+USES_EVERY_PASS = """
+import os
+import signal
+from nanobrag_torch.profile import Quadrature
+from tests.nanobrag_torch.test_compiling import PASSES, arguments
+for of in PASSES:
+    assert of.package.exists()
+    of(*arguments(of, 1), rule=Quadrature())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_uses_compiled_passes_leaves_nothing_behind(tmp_path):
+    if not all(of.package.exists() for of in PASSES):
+        pytest.skip("the passes are not compiled on this machine: make compile")
+    environment = {key: value for key, value in os.environ.items() if key != "NANOBRAGG_DISABLE_COMPILE"}
+    environment |= {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", USES_EVERY_PASS], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -121,7 +148,7 @@ def test_what_cannot_be_compiled_is_said_in_a_sentence(doubled, monkeypatch):
     twice, _ = doubled
     with pytest.raises(CompilationError, match=r"^no space left$"):
         twice.build()
-    assert not twice.file.exists()
+    assert not twice.package.exists()
 
 
 def test_packages_of_other_sources_are_not_taken(monkeypatch, tmp_path):
