@@ -183,7 +183,7 @@ def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterato
 def next_outcome(
     stills: "Iterator[Still]", index: int, staging: Path, parameters: Any, run: "Run", log: Log
 ) -> Outcome | None:
-    """What becomes of the next still, None after the last; nothing of it stays in memory while the one after is read."""
+    """What becomes of the next still, None after the last; nothing of it stays while the one after is read."""
     began, name = time.perf_counter(), f"still {index}"
     try:
         still = next(stills)
