@@ -187,8 +187,9 @@ class PixelTable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a fit can be used: `state` is good, poor or not converged, `reasons` say why in words, `advice` names
-    what the data ask for beyond what was refined."""
+    """Whether a fit can be used: `state` is good, incomplete, poor or not converged, `reasons` say why in words,
+    `advice` names what the data ask for beyond what was refined. A fit is incomplete where model and pixels agree but
+    the data contradict what was held."""
 
     state: str
     reasons: tuple[str, ...]

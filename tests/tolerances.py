@@ -176,3 +176,6 @@ TRUTH_SCALE_RELATIVE = 0.03
 #: Compiled passes against plain ones, relative to the largest number of the box: the same operations in another order,
 #: with another exponential, on exponents of some tens that are differences of numbers near 1/λ over widths of 1e-3/Å.
 COMPILED_RELATIVE = 1e-9
+
+#: One number of a linear least-squares problem of seven columns whose scales span 1e6, by two ways of elimination.
+EXACT_ALGEBRA = 1e-7

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
-from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths, parametrisation
-from dbex.refinement.rounds import Round, cell_of, fitted_model_error, resolution_limit, solved_round
+from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
+from dbex.refinement.rounds import Round, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import (
@@ -20,7 +21,7 @@ from dbex.refinement.tables import (
     squared_residuals,
 )
 from dbex.refinement.terms import Trial
-from dbex.refinement.uncertainty import Demand, curvature, demands
+from dbex.refinement.uncertainty import curvature
 from dbex.refinement.verdict import judge
 from dbex.still import Floats, Iteration, ParameterEstimate, Refined, Still
 from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
@@ -67,17 +68,16 @@ def conclude(
     figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
         f"cost_{trial.name}": trial.cost for trial in trials
     }
-    wanted = unmet_demands(minimised, settings, inflation)
+    wanted = unmet_demands(minimised, inflation)
     crystal, beam = plain(map, x)
     slopes = reported_slopes(map, x)
+    empirical = jackknife_covariance(minimised, final.solution.matrix, np.zeros(len(map)), range(len(map)))
     return Refined(
         still=still,
         crystal=crystal,
         detector=map.detector_at(x),
         beam=beam,
-        estimates=estimates(
-            map, still, x, slopes, bend.covariance, jackknife_covariance(minimised, final.solution.matrix), inflation
-        ),
+        estimates=estimates(map, still, x, slopes, bend.covariance, empirical, inflation),
         covariance=slopes @ bend.covariance @ slopes.T * inflation**2,
         boxes=table,
         pixels=pixel_table(solved),
@@ -165,17 +165,3 @@ def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
     read = replace(map, crystal=still.crystal, beam=still.beam)
     zero = torch.zeros(len(map), dtype=torch.float64)
     return read.values(zero)
-
-
-def unmet_demands(solved: Solved, settings: Settings, inflation: float) -> list[Demand]:
-    """What the groups that were held would do, were they free; `solved` with the variances it was solved with."""
-    map = solved.objective.map
-    detector = tuple(g for g in ("distance", "shift", "tilt") if g not in settings.detector)
-    if not detector:
-        return []
-    wider = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, (), map.ln_scale)
-    both = replace(map, parameters=map.parameters + wider.parameters)
-    x = torch.cat([solved.x, torch.zeros(len(wider), dtype=solved.x.dtype)])
-    asked = replace(solved.objective, map=both).prepared()
-    normal = asked.normal_equations(x, solved.variance, solved.local)
-    return demands(normal.matrix, normal.gradient, len(map), both, inflation)

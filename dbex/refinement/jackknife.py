@@ -5,6 +5,8 @@ of them. Boxes are grouped by sector of the detector and shell of resolution; le
 one Gauss-Newton step, which the normal equations of its boxes give without any new simulation (Efron & Stein 1981).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +21,20 @@ SECTORS, SHELLS = 8, 3
 QUOTED_BEYOND = 1.5
 
 
-def jackknife_covariance(solved: Solved, matrix: Floats) -> Floats:
-    """Covariance (n, n) of x by leaving out one group of boxes after the other; `matrix` is the whole curvature."""
+def jackknife_covariance(solved: Solved, matrix: Floats, gradient: Floats, places: Sequence[int]) -> Floats:
+    """Covariance of the numbers of x at `places` by leaving out one group of boxes after the other, the others held;
+    `matrix` (n, n) and `gradient` (n,) are those of the whole."""
     gradients, matrices = box_contributions(solved)
+    whole, downhill, among = matrix[np.ix_(places, places)], gradient[places], np.ix_(places, places)
     group = groups(solved)
     names = np.unique(group)
     steps = np.array(
-        [np.linalg.solve(matrix - matrices[group == name].sum(0), -gradients[group == name].sum(0)) for name in names]
+        [
+            np.linalg.solve(
+                whole - matrices[group == name].sum(0)[among], downhill - gradients[group == name].sum(0)[places]
+            )
+            for name in names
+        ]
     )
     away = steps - steps.mean(0)
     return (len(names) - 1) / len(names) * away.T @ away

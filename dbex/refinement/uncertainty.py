@@ -42,31 +42,3 @@ def _in_words(direction: Floats, map: Parametrisation) -> str:
     large = [i for i in order if abs(direction[i]) > 0.3 * abs(direction[order[0]])][:5]
     sign = np.sign(direction[large[0]])
     return ", ".join(f"{'+' if direction[i] * sign > 0 else '-'}{map.parameters[i].name}" for i in large)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """A parameter that was held and that the data would move: by `step` (its coordinate) +- esd, alone."""
-
-    name: str
-    step: float
-    esd: float
-
-    @property
-    def esds(self) -> float:
-        """How many esds the data would move it."""
-        return abs(self.step) / self.esd
-
-
-def demands(matrix: Floats, gradient: Floats, free: int, map: Parametrisation, inflation: float) -> list[Demand]:
-    """The score test: what each held parameter would do if it were freed together with the `free` first ones; nothing
-    where the fit went so far astray that its curvature is no number."""
-    result: list[Demand] = []
-    if not np.isfinite(matrix).all():
-        return result
-    for i in range(free, len(map)):
-        places = [*range(free), i]
-        covariance, _, _ = _inverse(matrix[np.ix_(places, places)])
-        step = covariance @ gradient[places]
-        result.append(Demand(map.parameters[i].name, float(step[-1]), inflation * float(np.sqrt(covariance[-1, -1]))))
-    return result

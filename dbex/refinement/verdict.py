@@ -1,7 +1,9 @@
 """Whether a fit can be used, in words: a plausible picture is not enough."""
 
+from dbex.refinement.demands import ASKED_ESDS, Demand
 from dbex.refinement.parameters import Parametrisation
-from dbex.refinement.uncertainty import Curvature, Demand
+from dbex.refinement.settings import BEAM, DETECTOR
+from dbex.refinement.uncertainty import Curvature
 from dbex.still import Verdict
 
 #: Limits of a good fit: χ² over all and over core pixels, the median correlation of strong boxes, the relative error of
@@ -12,14 +14,8 @@ CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 INTENSITY_CC_LIMIT = 0.3
 #: Fewer strong boxes than this prove nothing.
 FEWEST_STRONG = 10
-#: A held parameter is worth freeing when the data would move it by this many esds.
-ASKED_ESDS = 5.0
 #: Above this condition number the worst direction is named.
 ILL_CONDITIONED = 1e8
-
-#: Held parameters are asked one at a time.
-_EACH = ", each if it alone were freed"
-_UNITS = {"distance": ("mm", 1.0), "shift": ("mm", 1.0), "tilt": ("mrad", 1e3)}
 
 
 def judge(
@@ -52,23 +48,42 @@ def judge(
         reasons.insert(0, "the last steps were still large compared with the esds")
     if not reasons:
         reasons = ["model and pixels agree within the noise"]
-    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend, map.free_groups("detector"))))
+    if state == "good" and wanted:
+        state = "incomplete"
+        reasons = [
+            f"what was held is wrong by more than {ASKED_ESDS:.0f} esds, and what moved makes up for it: "
+            + ", ".join(f"{in_words(demand)} by {demand.esds:.0f} esds" for demand in wanted)
+        ]
+    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend, map)))
 
 
-def _advice(wanted: list[Demand], bend: Curvature, free: tuple[str, ...]) -> list[str]:
+def _advice(wanted: list[Demand], bend: Curvature, map: Parametrisation) -> list[str]:
     advice = []
-    asked = [demand for demand in sorted(wanted, key=lambda d: -d.esds) if demand.esds > ASKED_ESDS]
-    if asked:
-        moves = []
-        for demand in asked:
-            unit, factor = _UNITS[demand.name.split("_")[0]]
-            name = demand.name.replace("_", " ")
-            moves.append(f"{name} ({demand.step * factor:+.3f} {unit}, {demand.esds:.0f} esds)")
-        groups = [group for group in _UNITS if group in free or any(d.name.startswith(group) for d in asked)]
-        advice.append(
-            f"the data ask for another {', '.join(moves)}{_EACH if len(moves) > 1 else ''}: "
-            f"refine.detector={','.join(groups)} would find out"
-        )
+    if wanted:
+        moves = [" or else ".join(told(one) for one in (demand, *demand.alike)) for demand in wanted]
+        advice.append(f"the data ask for another {', '.join(moves)}: {_keys(wanted, map)} would find out")
     if bend.condition_number > ILL_CONDITIONED:
         advice.append(f"this still hardly determines the combination {bend.worst_direction}")
     return advice
+
+
+def told(demand: Demand) -> str:
+    """A demand with its size: distance (+0.150 mm, 14 esds)."""
+    return f"{in_words(demand)} ({demand.step:+.3f} {demand.unit}, {demand.esds:.0f} esds)"
+
+
+def in_words(demand: Demand) -> str:
+    """The name of what was held."""
+    return demand.name.replace("_", " ")
+
+
+def _keys(wanted: list[Demand], map: Parametrisation) -> str:
+    """The parameters of the command that free what is wanted beside what is free, and those that free what is alike."""
+    asked: list[Demand] = [*wanted, *(other for demand in wanted for other in demand.alike)]
+    found = []
+    for kind, groups in (("detector", DETECTOR), ("beam", BEAM)):
+        mine = {demand.key for demand in asked if demand.group == kind}
+        if mine:
+            mine |= set(map.free_groups(kind))
+            found.append(f"refine.{kind}={','.join(group for group in groups if group in mine)}")
+    return " or ".join(found)

@@ -14,7 +14,7 @@ SIGNS = {"A": "Å", "A^2": "Å²", "deg": "°", "1": ""}
 #: Numbers that would need more decimals are written with an exponent.
 MOST_DECIMALS = 6
 #: Said when the data are content with what was held.
-NOTHING_ASKED = "nothing of the detector that is held asks to move"
+NOTHING_ASKED = "nothing of detector or beam that is held asks to move"
 HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
 
 

@@ -51,7 +51,7 @@ def test_what_was_held_is_said_to_be_held(refined):
     assert lines[0].startswith("poor fit")
     assert lines[0].endswith("a second lattice")
     assert lines[1:4] == ("crystal held", "cell: held", "detector and beam held")
-    assert lines[4] == "nothing of the detector that is held asks to move; results in out"
+    assert lines[4] == "nothing of detector or beam that is held asks to move; results in out"
 
 
 def test_the_table_has_a_line_for_every_parameter(refined):

@@ -1,0 +1,172 @@
+"""What the data ask of parameters that were held: a score test on the normal equations, one parameter after another.
+
+A held parameter is freed on paper, next to all that moved: by how much it would move, and by how many esds. The one
+that the data ask for most is taken first, and the others are asked again as if it had moved. A parameter whose effect
+those that moved can imitate is not asked at all; held ones that do the same are named together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
+from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
+from dbex.refinement.rounds import cell_of
+from dbex.refinement.settings import BEAM, DETECTOR
+from dbex.refinement.tables import Solved
+from dbex.still import Bools, Floats
+from nanobrag_torch.config import override
+
+#: A held parameter is worth freeing when the data would move it by this many esds.
+ASKED_ESDS = 5.0
+#: Two held parameters are alike when either takes this part of the other's fall of χ².
+ALIKE = 0.9
+#: A parameter is not asked when less than this part of its curvature is left once those that moved imitate it: the
+#: exact degeneracies of one still leave 1e-10, by rounding.
+IMITATED = 1e-8
+#: A bandwidth so small that it changes nothing: where there is none, what is asked is whether its square would grow.
+BARELY = 1e-5
+
+#: How the step of a coordinate is told: unit and factor.
+_UNITS = {
+    "distance": ("mm", 1.0),
+    "shift": ("mm", 1.0),
+    "tilt": ("mrad", 1e3),
+    "wavelength": ("%", 100.0),
+    "direction": ("mrad", 1e3),
+    "bandwidth": ("%", 100.0),
+}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A parameter of the `group` detector or beam that was held and that the data would move: by `step` in `unit`, by
+    so many `esds`; `alike` are held parameters that would do the same."""
+
+    name: str
+    group: str
+    step: float
+    unit: str
+    esds: float
+    alike: tuple["Demand", ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The choice of refine.detector or refine.beam that frees it."""
+        return self.name.split("_")[0]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is left of the normal equations of the held parameters once those that moved follow: matrix (m, m) and
+    gradient (m,). `can` (m,) is false for what those that moved imitate, `grows` (m,) true for what is only asked
+    whether it should be more than nothing."""
+
+    matrix: Floats
+    gradient: Floats
+    can: Bools
+    grows: Bools
+
+    @staticmethod
+    def of(matrix: Floats, gradient: Floats, free: int, grows: Bools) -> "Score":
+        """The score of all parameters but the `free` first ones."""
+        # scaled to a unit diagonal: curvatures of lengths, angles and logarithms differ by many powers of ten
+        scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        scaled = matrix * np.outer(scale, scale)
+        follow = np.linalg.pinv(scaled[:free, :free], rcond=IMITATED, hermitian=True) @ scaled[:free, free:]
+        left = scaled[free:, free:] - scaled[free:, :free] @ follow
+        asked = (gradient * scale)[free:] - follow.T @ (gradient * scale)[:free]
+        back = 1 / scale[free:]
+        return Score(left * np.outer(back, back), asked * back, np.diag(left) > IMITATED, grows)
+
+    def given(self, chosen: Sequence[int]) -> "Score":
+        """The same once the chosen ones follow too."""
+        if not len(chosen):
+            return self
+        among = self.matrix[np.ix_(chosen, chosen)]
+        follow = np.linalg.solve(among, self.matrix[chosen])
+        left = self.matrix - self.matrix[:, chosen] @ follow
+        can = self.can & (np.diag(left) > IMITATED * np.diag(self.matrix))
+        can[chosen] = False
+        return replace(self, matrix=left, gradient=self.gradient - follow.T @ self.gradient[chosen], can=can)
+
+    def esds(self) -> Floats:
+        """By how many formal esds each (m,) would move if it alone were freed, with its sign; 0 where it cannot."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            moved = np.where(self.can, self.gradient / np.sqrt(np.diag(self.matrix)), 0.0)
+        return np.where(self.grows, np.maximum(moved, 0.0), moved)
+
+    def steps(self) -> Floats:
+        """By how much each (m,) would move if it alone were freed."""
+        return self.esds() / np.sqrt(np.where(self.can, np.diag(self.matrix), 1.0))
+
+    def selected(self, least_esds: float) -> list[int]:
+        """Those that would move by so many esds: the one that asks most, then the others given that one, and so on."""
+        chosen: list[int] = []
+        while np.abs(esds := self.given(chosen).esds()).max() > least_esds:
+            chosen.append(int(np.abs(esds).argmax()))
+        return chosen
+
+    def alike(self, i: int) -> list[int]:
+        """Those that, each alone, would lower χ² nearly as much as i, and leave it nearly nothing to ask for."""
+        falls = self.esds() ** 2
+        rivals = [j for j in np.flatnonzero(falls > ALIKE * falls[i]).tolist() if j != i]
+        return [j for j in rivals if self.given([j]).esds()[i] ** 2 < (1 - ALIKE) * falls[i]]
+
+
+def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
+    """What the groups that were held would do, were they free; `solved` with the variances it was solved with.
+
+    Esds are those of the normal matrix times `inflation`, or of the jackknife where it finds clearly larger ones.
+    """
+    free, wider = len(solved.objective.map), with_held(solved.objective.map)
+    held = wider.parameters[free:]
+    if not held:
+        return []
+    x = torch.cat([solved.x, torch.zeros(len(held), dtype=solved.x.dtype)])
+    asked = replace(solved, objective=replace(solved.objective, map=wider).prepared(), x=x)
+    normal = asked.objective.normal_equations(x, solved.variance, solved.local)
+    # the priors of what is held keep it in range when it moves; here the data alone are asked
+    matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])
+    if not np.isfinite(matrix).all():
+        return []
+    appears = np.array([p.name == "bandwidth" and float(wider.beam.bandwidth) == BARELY for p in held])
+    score = Score.of(matrix, normal.gradient, free, appears)
+    chosen = score.selected(ASKED_ESDS * inflation)
+    if not chosen:
+        return []
+    among = np.linalg.inv(score.matrix[np.ix_(chosen, chosen)])
+    places = [*range(free), *(free + i for i in chosen)]
+    empirical = np.sqrt(np.diag(jackknife_covariance(asked, matrix, normal.gradient, places))[free:])
+    formal = inflation * np.sqrt(np.diag(among))
+    esd = np.where(empirical > QUOTED_BEYOND * formal, empirical, formal)
+    demands = []
+    for k, (i, step) in enumerate(zip(chosen, among @ score.gradient[chosen], strict=True)):
+        before = score.given(chosen[:k])
+        alike = tuple(
+            demand(held[j], before.steps()[j], abs(before.esds()[j]) / inflation, bool(appears[j]))
+            for j in before.alike(i)
+        )
+        demands.append(replace(demand(held[i], step, abs(step) / esd[k], bool(appears[i])), alike=alike))
+    return [one for one in demands if one.esds > ASKED_ESDS]
+
+
+def with_held(map: Parametrisation) -> Parametrisation:
+    """The parametrisation with what was held of detector and beam free too, after all that is free."""
+    detector, beam = (
+        tuple(group for group in groups if group not in map.free_groups(kind))
+        for kind, groups in (("detector", DETECTOR), ("beam", BEAM))
+    )
+    held = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, beam, map.ln_scale)
+    bandwidth = max(float(map.beam.bandwidth), BARELY)
+    return replace(map, parameters=map.parameters + held.parameters, beam=override(map.beam, {"bandwidth": bandwidth}))
+
+
+def demand(parameter: Parameter, step: float, esds: float, appears: bool | np.bool_) -> Demand:
+    """A step of a parameter's coordinate as it is told; `appears` where it is ln of a bandwidth that was not there."""
+    if appears:
+        step = BARELY * float(np.sqrt(1 + 2 * max(step, 0.0)))
+    unit, factor = _UNITS[parameter.name.split("_")[0]]
+    return Demand(parameter.name, parameter.group, float(step) * factor, unit, float(esds))
