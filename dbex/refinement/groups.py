@@ -34,12 +34,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups of boxes with these nodes (n, k), and the distinct nodes: place of the reflection (m,), panel (m,)."""
+    """All groups of boxes with these nodes (n, k); the distinct nodes: place of the reflection (m,), panel (m,); and
+    for each reflection the first of its nodes."""
 
     node: Tensor
     groups: tuple[Group, ...]
     reflection: Tensor
     panel: Tensor
+    first: Tensor
 
 
 def grouped(boxes: Shoeboxes, components: int) -> Grouping:
@@ -66,4 +68,6 @@ def grouped(boxes: Shoeboxes, components: int) -> Grouping:
         where = BoxPixels(cut.panel, *(a.to(boxes.data.dtype).contiguous() for a in (cut.slow, cut.fast)))
         groups.append(Group(part, p, int(reach[first]), where, place[part, : reach[first]]))
         first = last
-    return Grouping(boxes.node, tuple(groups), torch.as_tensor(pairs[1]), torch.as_tensor(pairs[0]))
+    _, first_node = np.unique(pairs[1], return_index=True)
+    reflection, of_panel, first_place = (torch.as_tensor(a) for a in (pairs[1], pairs[0], first_node))
+    return Grouping(boxes.node, tuple(groups), reflection, of_panel, first_place)

@@ -15,6 +15,7 @@ import torch
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
+from dbex.refinement.captured import captured_slopes, ln_captured
 from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, grouped
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
@@ -40,13 +41,16 @@ from nanobrag_torch.profile import Nodes, Quadrature, causes, nodes
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
+#: The prior's sd follows the amplitude no further than this, in ln.
+LN_FROZEN_MOST = 10.0
 
 
 @dataclass(frozen=True)
 class Local:
     """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the merit
     χ² + prior terms, the factor of the intensities' system, and for each group the columns (b, 4 + k, p) of what is
-    linear: basis, data, profiles."""
+    linear: basis, data, profiles. `sd` (m,) are those of the intensities' prior, `ln_captured` (m,) the amplitudes that
+    it was frozen at, None where it stands for |F|² itself."""
 
     planes: Tensor
     intensity: Tensor
@@ -57,6 +61,8 @@ class Local:
     factor: SuperLU
     columns: list[Tensor]
     profiles_shape: tuple[int, int, int]
+    sd: Tensor
+    ln_captured: Tensor | None = None
 
     def raised(self, by: float) -> "Local":
         """The same with further terms in the merit."""
@@ -131,9 +137,17 @@ class Objective:
             where = group.where
             yield group, Scene(where.slow, where.fast, panels[where.panel], beam, self.rule)
 
+    def ln_captured(self, at: Nodes) -> Tensor:
+        """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
+        return ln_captured(at, self.map.component_count, self.map.beam)[self.groups.first]
+
     def columns(self, x: Tensor) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
-        rows, parts = node_rows(self.nodes_at(x)), self.map.component_count
+        return self.columns_of(x, self.nodes_at(x))
+
+    def columns_of(self, x: Tensor, at: Nodes) -> list[Tensor]:
+        """The same for nodes that are there already."""
+        rows, parts = node_rows(at), self.map.component_count
         result = []
         for group, scene in self.scenes(x):
             found = box_profiles(rows[:, _places(group, parts)], scene)
@@ -147,12 +161,20 @@ class Objective:
         shape = (*self.boxes.data.shape, self.boxes.node.shape[1])
         return spread_out([columns[:, FIRST_NODE:] for columns in self.columns(x)], shape)
 
-    def solve_linear(self, x: Tensor, variance: Tensor) -> Local:
-        """The optimal planes and intensities at x for fixed variances (n, p)."""
-        return self.solve_with(self.columns(x), variance)
+    def solve_linear(self, x: Tensor, variance: Tensor, frozen: Tensor | None = None) -> Local:
+        """The optimal planes and intensities at x for fixed variances (n, p); with `frozen`, ln amplitudes (m,), the
+        prior's sd is fixed in photons, as it was at those amplitudes, and not as a part of |F|²."""
+        at = self.nodes_at(x)
+        columns = self.columns_of(x, at)
+        if frozen is None:
+            return self.solve_with(columns, variance)
+        # an amplitude that changes beyond all bounds says nothing any more
+        change = (frozen - self.ln_captured(at)).clamp(-LN_FROZEN_MOST, LN_FROZEN_MOST)
+        return replace(self.solve_with(columns, variance, self.prior.sd * torch.exp(change)), ln_captured=frozen)
 
-    def solve_with(self, columns: list[Tensor], variance: Tensor) -> Local:
-        """The same for columns that are there already."""
+    def solve_with(self, columns: list[Tensor], variance: Tensor, sd: Tensor | None = None) -> Local:
+        """The same for columns that are there already, and another sd of the prior."""
+        sd = self.prior.sd if sd is None else sd
         boxes, w = self.boxes, self.weights(variance)
         n, most = boxes.node.shape
         gram = torch.zeros(n, FIRST_NODE + most, FIRST_NODE + most, dtype=w.dtype)
@@ -162,8 +184,8 @@ class Objective:
         plane_node, plane_data = gram[:, :DATA, FIRST_NODE:], gram[:, :DATA, DATA, None]
         left = torch.linalg.solve(gram[:, :DATA, :DATA], torch.cat([plane_node, plane_data], -1))
         reduced = gram[:, FIRST_NODE:, DATA:] - plane_node.transpose(1, 2) @ left.roll(1, -1)
-        factor, z = self._solve_intensities(reduced[..., 1:], reduced[..., 0])
-        intensity = self.prior.mean + self.prior.sd * z
+        factor, z = self._solve_intensities(reduced[..., 1:], reduced[..., 0], sd)
+        intensity = self.prior.mean + sd * z
         at_nodes = self.at_nodes(intensity)
         planes = left[..., -1] - (left[..., :-1] @ at_nodes[..., None])[..., 0]
         factors = torch.zeros(n, 2, FIRST_NODE + most, dtype=w.dtype)
@@ -175,18 +197,18 @@ class Objective:
             background[part, :p], bragg[part, :p] = model[:, 0], model[:, 1]
             chi2 += float((w[part, :p] * (X[:, DATA] - model.sum(1)) ** 2).sum())
         shape = (*w.shape, most)
-        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, shape)
+        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, shape, sd)
 
     def at_nodes(self, intensity: Tensor) -> Tensor:
         """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
         return intensity[self.boxes.node.clamp_min(0)] * (self.boxes.node >= 0)
 
-    def _solve_intensities(self, node_node: Tensor, node_data: Tensor) -> tuple[SuperLU, Tensor]:
+    def _solve_intensities(self, node_node: Tensor, node_data: Tensor, of_prior: Tensor) -> tuple[SuperLU, Tensor]:
         """The factor of the system of the intensities, in units of their prior's sd, and its solution z (m,)."""
         node, m = self.boxes.node, len(self.prior.mean)
         real = node >= 0
         place = node.clamp_min(0)
-        sd, mean = self.prior.sd[place], self.prior.mean[place] * real
+        sd, mean = of_prior[place], self.prior.mean[place] * real
         block = node_node * sd[:, :, None] * sd[:, None, :] * (real[:, :, None] & real[:, None, :])
         right = (node_data - (node_node @ mean[..., None])[..., 0]) * sd * real
         rows = place[:, :, None].expand_as(block).flatten().numpy()
@@ -218,7 +240,8 @@ class Objective:
         at_nodes = self.at_nodes(local.intensity)
         matrix, gradient = torch.zeros(n, n, dtype=x.dtype), torch.zeros(n, dtype=x.dtype)
         cross = torch.zeros(len(self.prior.mean), n, dtype=x.dtype)
-        by_group = zip(self.derivatives(x, at_nodes, root), local.columns, strict=True)
+        at, (by_x, rays) = self.nodes_at(x), self._by_x(x)
+        by_group = zip(self._derivatives(x, at, by_x, rays, at_nodes, root), local.columns, strict=True)
         for (group, found), columns in by_group:
             part, p = group.part, group.pixels
             linear = columns.clone()
@@ -234,19 +257,32 @@ class Objective:
             node_sums = sums_linear[..., FIRST_NODE:] - left.transpose(1, 2) @ plane[..., FIRST_NODE:]
             by_node = node_sums.transpose(1, 2) @ found.map
             cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), by_node.reshape(-1, n))
-        scaled = (cross * self.prior.sd[:, None]).numpy()
+        cross *= local.sd[:, None]
+        if local.ln_captured is not None:
+            z = (local.intensity - self.prior.mean) / local.sd
+            slopes = captured_slopes(at, by_x, self.map.component_count, self.map.beam)[self.groups.first]
+            by_prior = z[:, None] * slopes
+            matrix += by_prior.T @ by_prior
+            gradient -= by_prior.T @ z
+            cross += by_prior
+        scaled = cross.numpy()
         eliminated = local.factor.solve(scaled)
         widths = np.array([p.prior for p in self.map.parameters])
         return NormalEquations(
             matrix.numpy() + np.diag(widths**-2.0) - scaled.T @ eliminated,
             gradient.numpy() - x.numpy() / widths**2,
-            -self.prior.sd.numpy()[:, None] * eliminated,
+            -local.sd.numpy()[:, None] * eliminated,
         )
 
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
         """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
-        at, parts = self.nodes_at(x), self.map.component_count
-        by_x, rays = self._by_x(x)
+        return self._derivatives(x, self.nodes_at(x), *self._by_x(x), at_nodes, root)
+
+    def _derivatives(
+        self, x: Tensor, at: Nodes, by_x: NodeColumns, rays: RayColumns | None, at_nodes: Tensor, root: Tensor
+    ) -> Iterator[tuple[Group, Derivatives]]:
+        """The same for nodes and their derivatives that are there already."""
+        parts = self.map.component_count
         rows, maps = node_rows(at), node_maps(at, by_x)
         for group, scene in self.scenes(x):
             part, places = group.part, _places(group, parts)

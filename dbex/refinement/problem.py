@@ -1,6 +1,6 @@
 """A still's objective as the problem that the solver knows nothing of crystals about."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from dbex.still import Floats
 
 #: Variances and linear optimum are brought into agreement this often before anything moves.
 FIRST_RENEWALS = 4
-
+#: And so often after a step, until χ² follows them by less than this part of itself.
+RENEWALS, SETTLED = 3, 1e-4
 
 #: Residuals up to so many sigmas count in full; it acts on hot pixels and on spots that are no spots.
 HUBER_Z = 6.0
@@ -24,10 +25,12 @@ def huber_weight(residual: Tensor, variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class State:
-    """The linear optimum at one x and the variances that it was found with."""
+    """The linear optimum at one x, the variances that it was found with, and the ln amplitudes (m,) of the reflections
+    at which the errors of their |F|² are held."""
 
     variance: Tensor
     local: Local
+    ln_captured: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,32 @@ class StillProblem:
 
     def start(self, x: Floats) -> State:
         """Variances from a model that was fitted with variances from the data, which follow the noise."""
-        local = self.objective.solve_linear(torch.as_tensor(x), self.objective.first_variance())
+        variance = self.objective.first_variance()
+        local = self.objective.solve_linear(torch.as_tensor(x), variance)
         for _ in range(FIRST_RENEWALS):
             variance = self.robust_variance(local)
             local = self.objective.solve_with(local.columns, variance)
-        return self._state(x, variance, local)
+        return self._frozen(x, variance, local)
 
     def renewed(self, x: Floats, state: State) -> State:
-        """Variances half-way, in the logarithm, to those of the model of `state`: whole ways can swing for ever."""
-        variance = torch.sqrt(state.variance * self.robust_variance(state.local))
-        return self._state(x, variance, self.objective.solve_with(state.local.columns, variance))
+        """Variances in agreement with the model at x, their last step half-way: whole ones can swing for ever."""
+        variance, local = state.variance, state.local
+        for number in range(RENEWALS):
+            before, variance = variance, self.robust_variance(local)
+            settled = self._change_of_chi2(local, before, variance) < SETTLED
+            if settled or number == RENEWALS - 1:
+                variance = torch.sqrt(before * variance)
+            local = self.objective.solve_with(local.columns, variance)
+            if settled:
+                break
+        return self._frozen(x, variance, local)
+
+    def _change_of_chi2(self, local: Local, before: Tensor, after: Tensor) -> float:
+        """By which part of itself χ² would follow the variances, rises and falls both counted."""
+        used = self.objective.boxes.used
+        squares = ((self.objective.boxes.data - local.background - local.bragg) ** 2)[used]
+        change = (squares / before[used] - squares / after[used]).abs().sum() / (squares / before[used]).sum()
+        return float(change)
 
     def robust_variance(self, local: Local) -> Tensor:
         """Variances of the model over Huber's weights: a residual beyond `HUBER_Z` pulls no harder than there."""
@@ -61,11 +80,18 @@ class StillProblem:
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""
-        return self._state(x, state.variance, self.objective.solve_linear(torch.as_tensor(x), state.variance))
+        local = self.objective.solve_linear(torch.as_tensor(x), state.variance, state.ln_captured)
+        return State(state.variance, self._raised(x, local), state.ln_captured)
 
-    def _state(self, x: Floats, variance: Tensor, local: Local) -> State:
+    def _frozen(self, x: Floats, variance: Tensor, local: Local) -> State:
+        """The state whose errors of |F|² are held from here on."""
+        ln_captured = self.objective.ln_captured(self.objective.nodes_at(torch.as_tensor(x)))
+        return State(variance, self._raised(x, replace(local, ln_captured=ln_captured)), ln_captured)
+
+    def _raised(self, x: Floats, local: Local) -> Local:
+        """The linear optimum with the priors of x in its merit."""
         widths = np.array([p.prior for p in self.objective.map.parameters])
-        return State(variance, local.raised(float(np.sum((x / widths) ** 2))))
+        return local.raised(float(np.sum((x / widths) ** 2)))
 
     def normal(self, x: Floats, state: State) -> tuple[Floats, Floats]:
         """Gauss-Newton matrix and downhill gradient."""

@@ -33,7 +33,10 @@ BEYOND_SPOTS = 0.85
 #: Relative error of F² while the scale and the widths are still rough.
 ROUGH_MODEL_ERROR = 1.0
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
-CONVERGED_ESDS, ROUGH_ESDS = 0.02, 0.5
+CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
+#: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
+#: relative error of F² by more than this in ln.
+SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 0.5, 0.2
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
 FIRST_ROUNDS, MAX_ROUNDS = 2, 6
 #: The solvers by name: one interface.
@@ -199,7 +202,7 @@ def all_predicted(
                 f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
             )
         objective = objective_for(still, map, boxes, model_error)
-        last = found is not None and _same_boxes(found, objective) > 0.98
+        last = found is not None and _same_boxes(found, objective) > SAME_BOXES
         solution = SOLVE[settings.solver](
             StillProblem(objective),
             x,
@@ -207,16 +210,21 @@ def all_predicted(
             tolerance_esds if last or number == rounds - 1 else ROUGH_ESDS,
             printer(f"all predicted, round {number + 1}", objective, report),
         )
-        moved = np.max(np.abs(solution.x - x) * np.sqrt(np.diag(solution.matrix)))
+        moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
         x, found = solution.x, Round(objective, solution, chosen)
         if settings.model_error is None:
             model_error, previous = fitted_model_error(still, found), model_error
         else:
             previous = model_error
-        if last and moved < 0.5 and abs(np.log(model_error / previous)) < 0.2:
+        if last and moved < STAYED_ESDS and abs(np.log(model_error / previous)) < STAYED_LN_ERROR:
             break
     assert found is not None
     return found
+
+
+def esds(solution: Solution, objective: Objective) -> Floats:
+    """Esds (n,) of the coordinates, with the noise that the model leaves."""
+    return np.sqrt(np.diag(np.linalg.inv(solution.matrix))) * StillProblem(objective).noise(solution.state)
 
 
 def fitted_model_error(still: Still, found: Round) -> float:

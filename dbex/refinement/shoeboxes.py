@@ -29,8 +29,8 @@ HALF_MIN, HALF_MAX = 5, 15
 TAIL_WIDTHS = 3.5
 #: No index is as large as this.
 HKL_MAX = 1 << 20
-#: A box needs this fraction of its pixels, and all of its centre.
-USABLE_FRACTION = 0.5
+#: A box needs this fraction of the pixels that are its own, at least so many, and all of its centre.
+USABLE_FRACTION, FEWEST_PIXELS = 0.5, 25
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: 
         "untrusted pixels": int((own & ~trusted).sum()),
     }
     near_centre = (np.abs(fast - centre[:, :1]) <= 1) & (np.abs(slow - centre[:, 1:]) <= 1)
-    mostly = used.sum(1) > USABLE_FRACTION * within.sum(1)
+    mostly = (used.sum(1) > USABLE_FRACTION * own.sum(1)) & (used.sum(1) >= FEWEST_PIXELS)
     central = (used | ~near_centre).all(1)
     keep = mostly & central
     left_out["boxes with too few usable pixels"] = int((~mostly).sum())

@@ -23,6 +23,8 @@ FIRST_BANDWIDTH = 1e-3
 #: A second component begins this many rms rotations away along the axis about which the crystal is broadest, with
 #: this logit of its share.
 FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
+#: Steps of a trial: it has to show whether its term pays, not to end.
+TRIAL_ITERATIONS = 12
 #: A term is tried where its beginning promises this part of its cost.
 HOPE = 0.5
 #: The simple group that each tensor replaces, and the field of the crystal that it starts from.
@@ -80,7 +82,8 @@ def solved_with(
     """The boxes of `found` solved with another parametrisation, roughly."""
     objective = replace(found.objective, map=map).prepared()
     show = printer(f"trying {term}", objective, report)
-    solution = SOLVE[settings.solver](StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, show)
+    most = min(settings.max_iterations, TRIAL_ITERATIONS)
+    solution = SOLVE[settings.solver](StillProblem(objective), x, most, ROUGH_ESDS, show)
     return Round(objective, solution, found.predictions)
 
 
