@@ -17,6 +17,7 @@ from dbex.cli.parameters import interpret, settings_of
 from dbex.data_load import read_stills
 from dbex.refinement.parameters import Parameter
 from dbex.refinement.problem import StillProblem
+from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.shoeboxes import predict, shoeboxes
 
@@ -42,7 +43,7 @@ def shipped_problem():
     shapes = [panel.shape for panel in still.detector]
     everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, 1.2, 4.0, shapes)
     boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
-    return objective_for(still, map, boxes, 1.0)
+    return objective_for(still, map, boxes, ModelError(1.0))
 
 
 def with_parameters(objective, count):

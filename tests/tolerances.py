@@ -142,9 +142,9 @@ TWO_SUB_PIXELS_RELATIVE = 1e-3
 
 #: A minimum that was reached by steps below 1e-6 esds: a later step is the square of that or a damping of 1e-4 smaller.
 SOLVER_ABSOLUTE = 1e-6
-#: The mean of ten estimates of the model's error: four of its own standard errors, and half a step of its grid
-#: (ln 300 / 59 = 0.097), which is left to chance.
-MODEL_ERROR_SIGMAS, MODEL_ERROR_GRID = 4.0, 0.02
+#: The mean of ten estimates of the model's error: four of its own standard errors, and that the mean F² of a shell is
+#: known from 20 of 400 reflections, whose logarithm is on average 1/40 too small.
+MODEL_ERROR_SIGMAS, MODEL_ERROR_SHELLS = 4.0, 0.03
 #: Median distance of the shipped still's observed centroids from the model's after the search: centroids of DIALS err
 #: by about 0.08 px.
 SEARCH_MEDIAN_PX = 0.1

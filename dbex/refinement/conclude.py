@@ -56,7 +56,7 @@ def conclude(
         "chi2_reduced": reduced,
         "esd_inflation": inflation,
         "condition_number": bend.condition_number,
-        "relative_model_error": fitted_model_error(still, final)
+        "relative_model_error": fitted_model_error(still, final).relative
         if settings.model_error is None
         else settings.model_error,
         "down_weighted_pixels": float((boxes.used & (pixel_weight < 1)).sum()),

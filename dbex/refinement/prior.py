@@ -1,15 +1,36 @@
-"""What is known of the intensities beforehand: the structure factors, their errors, and that of the model itself."""
+"""What is known of the intensities beforehand: the structure factors, their errors, and that of the model itself.
+
+Amplitudes of another crystal, or calculated ones, differ from those of this crystal by something like a random
+structure factor: an error of F that is a part of the rms F at that resolution, whatever F itself is. Strong reflections
+are better known than weak ones in proportion, as they are in the σ_A statistics of refinement programs (Read 1986).
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from dbex.still import Amplitudes, Floats, Ints
+from nanobrag_torch.lattice import reciprocal_matrix
 
 #: No prior is narrower than this fraction of the mean intensity: a list's sigma says nothing of an F that is nearly 0.
 FLOOR = 1e-3
+#: The mean F² is taken in so many shells of equal volume, and between them by interpolation of its logarithm.
+SHELLS = 20
+#: The relative errors that are looked for, and the standard deviation of a prior of their change with resolution, Å².
+RELATIVE_LIMITS, SLOPE_PRIOR_A2 = (0.01, 3.0), 5.0
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """The relative error of a mean F², τ = relative · exp(slope_A2 · (s² - s2)), s = 1/d: an error of F of τ/2 times
+    the rms F of that resolution."""
+
+    relative: float
+    slope_A2: float = 0.0
+    s2: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -20,28 +41,75 @@ class IntensityPrior:
     sd: Tensor
 
 
-def intensity_prior(amplitudes: Amplitudes, reflections: Ints, model_error: float) -> IntensityPrior:
-    """The prior of the listed reflections: F² with 2 F σ_F and a relative error of the model in quadrature."""
-    F, sigma = amplitudes.F[reflections], amplitudes.sigma_F[reflections]
-    measured = np.sqrt((2 * F * sigma) ** 2 + 2 * sigma**4)
-    sd = np.sqrt(measured**2 + (model_error * F**2) ** 2 + (FLOOR * np.mean(F**2)) ** 2)
-    return IntensityPrior(torch.as_tensor(F**2), torch.as_tensor(sd))
+@dataclass(frozen=True)
+class Known:
+    """What the list says of some reflections: F, sigma_F, s² (1/Å²), the mean F² of their resolution (m,), and that of
+    all."""
+
+    F: Floats
+    sigma_F: Floats
+    s2: Floats
+    mean_square: Floats
+    overall: float
+
+    def prior_sd(self, error: ModelError) -> Floats:
+        """Standard deviations (m,) of F²: those of the square of a normal number, F with both errors of F."""
+        tau = error.relative * np.exp(np.clip(error.slope_A2 * (self.s2 - error.s2), -3, 3))
+        variance_F = self.sigma_F**2 + 0.25 * tau**2 * self.mean_square
+        measured = (2 * self.F) ** 2 * variance_F + 2 * variance_F**2
+        return np.asarray(np.sqrt(measured + (FLOOR * self.overall) ** 2))
 
 
-def estimate_model_error(value: Floats, variance: Floats, amplitudes: Amplitudes, reflections: Ints) -> float:
-    """The relative error of F² that makes free intensities `value` +- `variance` most likely, for these reflections.
+def known_of(amplitudes: Amplitudes, reflections: Ints) -> Known:
+    """What the list says of the reflections at these places (m,)."""
+    B = reciprocal_matrix(torch.tensor(amplitudes.unit_cell, dtype=torch.float64)).numpy()
+    s2, F2 = ((amplitudes.hkl @ B.T) ** 2).sum(1), amplitudes.F**2
+    overall = float(np.mean(F2[reflections])) if len(reflections) else float(np.mean(F2))
+    volume = s2**1.5
+    edges = np.linspace(0, volume.max() * (1 + 1e-9) or 1.0, SHELLS + 1)
+    shell = np.digitize(volume, edges) - 1
+    count, total = np.bincount(shell, minlength=SHELLS), np.bincount(shell, F2, SHELLS)
+    full = (count > 0) & (total > 0)
+    if not full.any():
+        return Known(
+            amplitudes.F[reflections], amplitudes.sigma_F[reflections], s2[reflections], F2[reflections], overall
+        )
+    centre = (0.5 * (edges[1:] + edges[:-1])) ** (2 / 3)
+    ln_mean = np.interp(s2[reflections], centre[full], np.log(total[full] / count[full]))
+    return Known(amplitudes.F[reflections], amplitudes.sigma_F[reflections], s2[reflections], np.exp(ln_mean), overall)
 
-    Maximises the marginal likelihood Π N(value; F², variance + prior variance) over a grid of 1 % to 300 %.
+
+def intensity_prior(amplitudes: Amplitudes, reflections: Ints, error: ModelError) -> IntensityPrior:
+    """The prior of the listed reflections: F², with the list's sigma and the error of the model."""
+    known = known_of(amplitudes, reflections)
+    return IntensityPrior(torch.as_tensor(known.F**2), torch.as_tensor(known.prior_sd(error)))
+
+
+def estimate_model_error(value: Floats, variance: Floats, amplitudes: Amplitudes, reflections: Ints) -> ModelError:
+    """The error of F² that makes free intensities `value` +- `variance` most likely, for these reflections.
+
+    Maximises the marginal likelihood Π N(value; F², variance + prior variance) over the relative error at the mean s²,
+    first on a grid, and its change with resolution.
     """
-    grid = np.exp(np.linspace(np.log(0.01), np.log(3.0), 60))
     usable = np.isfinite(value) & np.isfinite(variance) & (variance > 0)
-    best = [_minus_ln_likelihood(tau, value[usable], variance[usable], amplitudes, reflections[usable]) for tau in grid]
-    return float(grid[int(np.argmin(best))])
+    value, variance = value[usable], variance[usable]
+    known = known_of(amplitudes, reflections[usable])
+    s2 = float(known.s2.mean()) if len(value) else 0.0
+    low, high = np.log(RELATIVE_LIMITS)
 
+    def minus_ln_likelihood(at: Floats) -> float:
+        total = variance + known.prior_sd(ModelError(float(np.exp(at[0])), float(at[1]), s2)) ** 2
+        fit = np.sum(np.log(total) + (value - known.F**2) ** 2 / total)
+        return float(0.5 * (fit + (at[1] / SLOPE_PRIOR_A2) ** 2))
 
-def _minus_ln_likelihood(
-    tau: float, value: Floats, variance: Floats, amplitudes: Amplitudes, reflections: Ints
-) -> float:
-    prior = intensity_prior(amplitudes, reflections, tau)
-    total = variance + prior.sd.numpy() ** 2
-    return float(0.5 * np.sum(np.log(total) + (value - prior.mean.numpy()) ** 2 / total))
+    grid = np.linspace(low, high, 30)
+    first = grid[int(np.argmin([minus_ln_likelihood(np.array([ln_tau, 0.0])) for ln_tau in grid]))]
+    simplex = [[first, 0.0], [first + (0.1 if first < high - 0.1 else -0.1), 0.0], [first, 1.0]]
+    found = minimize(
+        minus_ln_likelihood,
+        [first, 0.0],
+        method="Nelder-Mead",
+        bounds=[(low, high), (None, None)],
+        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-3},
+    )
+    return ModelError(float(np.exp(found.x[0])), float(found.x[1]), s2)

@@ -12,7 +12,7 @@ from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
-from dbex.refinement.prior import estimate_model_error, intensity_prior
+from dbex.refinement.prior import ModelError, estimate_model_error, intensity_prior
 from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
@@ -31,7 +31,7 @@ K_BOXES, K_TAILS = 3.0, 4.0
 #: The finest resolution looked at, over that which 95 % of the indexed spots reach.
 BEYOND_SPOTS = 0.85
 #: Relative error of F² while the scale and the widths are still rough.
-ROUGH_MODEL_ERROR = 1.0
+ROUGH_MODEL_ERROR = ModelError(1.0)
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
 CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 #: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
@@ -127,7 +127,7 @@ def _q_of(still: Still, hkl: Ints) -> Floats:
 
 
 def objective_for(
-    still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: float, weight: Tensor | None = None
+    still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: ModelError, weight: Tensor | None = None
 ) -> Objective:
     """The objective of some boxes."""
     hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
@@ -188,7 +188,7 @@ def all_predicted(
     until steps are below `tolerance_esds`.
     """
     d_min = resolution_limit(still, settings)
-    model_error = ROUGH_MODEL_ERROR if settings.model_error is None else settings.model_error
+    model_error = ROUGH_MODEL_ERROR if settings.model_error is None else ModelError(settings.model_error)
     if before is not None and settings.model_error is None:
         model_error = fitted_model_error(still, before)
     shapes = [panel.shape for panel in still.detector]
@@ -216,7 +216,7 @@ def all_predicted(
             model_error, previous = fitted_model_error(still, found), model_error
         else:
             previous = model_error
-        if last and moved < STAYED_ESDS and abs(np.log(model_error / previous)) < STAYED_LN_ERROR:
+        if last and moved < STAYED_ESDS and abs(np.log(model_error.relative / previous.relative)) < STAYED_LN_ERROR:
             break
     assert found is not None
     return found
@@ -227,7 +227,7 @@ def esds(solution: Solution, objective: Objective) -> Floats:
     return np.sqrt(np.diag(np.linalg.inv(solution.matrix))) * StillProblem(objective).noise(solution.state)
 
 
-def fitted_model_error(still: Still, found: Round) -> float:
+def fitted_model_error(still: Still, found: Round) -> ModelError:
     """The relative error of F² that the free intensities of this round make most likely."""
     solved = solved_round(found)
     value, variance = free_intensities(solved)

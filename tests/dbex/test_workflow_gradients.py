@@ -17,7 +17,7 @@ from dbex.physics.forward import panel_configs
 from dbex.physics.loss import compute_masked_mse_loss
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import _GROUPS, CELL
-from dbex.refinement.prior import intensity_prior
+from dbex.refinement.prior import ModelError, intensity_prior
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
 from nanobrag_torch.config import override
 from nanobrag_torch.profile import Quadrature, nodes, pair_intensities
@@ -65,7 +65,7 @@ def fit(still, spots, stage):
 
 def objective_of(still, map, spots):
     boxes = shoeboxes(still, spots, spots)
-    prior = intensity_prior(still.amplitudes, boxes.reflections, 0.5)
+    prior = intensity_prior(still.amplitudes, boxes.reflections, ModelError(0.5))
     hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
     return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data)).prepared()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dbex.refinement.objective import Objective
+from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import Settings
@@ -47,7 +48,7 @@ def drawing(still):
     rng = np.random.default_rng(0)
     chosen = chosen.select(np.sort(rng.choice(len(chosen), min(BOXES, len(chosen)), replace=False)))
     boxes = shoeboxes(still, chosen, everything)
-    objective = objective_for(still, truth.map, boxes, F_ERROR)
+    objective = objective_for(still, truth.map, boxes, ModelError(F_ERROR))
     slopes = rng.normal(0, 1.5, (len(boxes), 3))
     slopes[:, 0] = BACKGROUND
     return Drawing(objective, objective.profiles(truth.zero), torch.as_tensor(slopes))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.shoeboxes import shoeboxes
@@ -15,7 +16,7 @@ from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference
 from tests.tolerances import DENSE_RELATIVE, EXTRAPOLATED_DIFFERENCE_RELATIVE
 
-MODEL_ERROR = 0.3
+MODEL_ERROR = ModelError(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,8 @@ def test_the_sensitivity_of_the_intensities_is_how_they_follow_the_model(crowded
 def test_the_gradient_is_that_of_the_merit_with_all_that_is_linear_solved_anew(crowded):
     objective, x, variance, local = crowded
     problem = StillProblem(objective)
-    state = replace(problem.start(x.numpy()), variance=variance, local=local)
+    held = objective.ln_captured(objective.nodes_at(x))
+    state = replace(problem.start(x.numpy()), variance=variance, local=replace(local, ln_captured=held))
     _, gradient = problem.normal(x.numpy(), state)
     steps = 0.2 * steps_of(objective.map)
     scale = np.abs(gradient * steps.numpy()).max()

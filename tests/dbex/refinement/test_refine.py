@@ -10,6 +10,7 @@ import torch
 from dbex import data_load
 from dbex.data_load import read_stills
 from dbex.refinement.refine import refine_still
+from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, start, with_scale
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import observed_predictions, predict, shoeboxes
@@ -44,7 +45,7 @@ class TestDB_AT_024_Quality:
         x = torch.zeros(len(map), dtype=torch.float64)
         spots = observed_predictions(still, map.models(x))
         boxes = shoeboxes(still, spots, spots)
-        objective = objective_for(still, map, boxes, 1.0)
+        objective = objective_for(still, map, boxes, ModelError(1.0))
         objective = replace(objective, map=with_scale(objective, x.numpy()))
         variance = objective.first_variance()
         local = objective.solve_linear(x, variance)
@@ -208,7 +209,7 @@ def median_cc_of_start(still, refined):
     x = torch.zeros(len(map), dtype=torch.float64)
     map = replace(map, crystal=replace(map.crystal, mosaicity_deg=refined.crystal.mosaicity_deg))
     spots = observed_predictions(still, map.models(x))
-    objective = objective_for(still, map, shoeboxes(still, spots, spots), 1.0)
+    objective = objective_for(still, map, shoeboxes(still, spots, spots), ModelError(1.0))
     objective = replace(objective, map=with_scale(objective, x.numpy()))
     variance = objective.first_variance()
     local = objective.solve_linear(x, variance)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
@@ -20,7 +21,7 @@ def solved(still):
     map = start(still, Settings())
     x = torch.zeros(len(map), dtype=torch.float64)
     spots = observed_predictions(still, map.models(x))
-    objective = objective_for(still, map, shoeboxes(still, spots, spots), 0.5)
+    objective = objective_for(still, map, shoeboxes(still, spots, spots), ModelError(0.5))
     variance = objective.first_variance()
     return Solved(objective, x, 1e-8 * np.eye(len(x)), variance, objective.solve_linear(x, variance))
 

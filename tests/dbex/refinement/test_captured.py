@@ -1,0 +1,61 @@
+"""How much of a reflection the Ewald sphere captures, and that its error does not pull the scale."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dbex.refinement.captured import captured_slopes, ln_captured
+from dbex.refinement.objective import Objective
+from dbex.refinement.refine import refine_still
+from dbex.refinement.prior import ModelError
+from dbex.refinement.rounds import objective_for
+from dbex.refinement.settings import CRYSTAL, Settings
+from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from tests.dbex.stages import steps_of
+from tests.differences import extrapolated_difference
+from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, TRUTH_ESDS
+
+#: Relative error of a mean |F|²: taken for a scale, its square would be a quarter.
+ERROR_OF_F2 = 0.5
+
+
+def test_the_amplitude_follows_the_crystal_as_its_derivatives_say(drawn):
+    still, truth = drawn
+    spots = observed_predictions(still, truth.models)
+    fit = objective_for(still, truth.map, shoeboxes(still, spots, spots), ModelError(0.1))
+    x = truth.zero
+    slopes = captured_slopes(fit.nodes_at(x), columns_of(fit, x), 1, truth.map.beam)
+    steps = 0.1 * steps_of(truth.map)
+    for i, parameter in enumerate(truth.map.parameters):
+        direction = torch.zeros_like(x)
+        direction[i] = steps[i]
+
+        def total(at):
+            return float(ln_captured(fit.nodes_at(at), 1, truth.map.beam).sum())
+
+        numeric = extrapolated_difference(total, x, direction)
+        # a rotation about the beam changes nothing but the last digits
+        largest = max(float(slopes[:, i].abs().sum() * steps[i]), 1e-4)
+        assert abs(float(slopes[:, i].sum() * steps[i]) - numeric) <= EXTRAPOLATED_DIFFERENCE_RELATIVE * largest, (
+            parameter.name
+        )
+
+
+def columns_of(fit: Objective, x: torch.Tensor):
+    columns, _ = fit._by_x(x)
+    return columns
+
+
+def test_structure_factors_that_are_half_wrong_leave_the_scale_where_it_is(drawn):
+    still, truth = drawn
+    rng = np.random.default_rng(11)
+    F = still.amplitudes.F
+    error = 0.5 * ERROR_OF_F2 * np.sqrt(np.mean(F**2))
+    known = replace(still.amplitudes, F=np.abs(F + error * rng.normal(size=len(F))))
+    # with B free the scale is its partner, hardly determined
+    groups = tuple(group for group in CRYSTAL if group != "b_factor")
+    refined = refine_still(replace(still, amplitudes=known), Settings(crystal=groups, terms=()))
+    told = {e.name: e for e in refined.estimates}["scale"]
+    assert abs(np.log(told.after) - float(truth.models.ln_scale)) < TRUTH_ESDS * told.esd / told.after
+    assert told.esd / told.after < ERROR_OF_F2**2 / 2
