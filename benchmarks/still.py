@@ -16,8 +16,8 @@ from benchmarks.timing import cpu_seconds
 from dbex.cli.parameters import interpret, settings_of
 from dbex.data_load import read_stills
 from dbex.refinement.parameters import Parameter
-from dbex.refinement.problem import StillProblem
 from dbex.refinement.prior import ModelError
+from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.shoeboxes import predict, shoeboxes
 

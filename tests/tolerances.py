@@ -145,6 +145,8 @@ SOLVER_ABSOLUTE = 1e-6
 #: The mean of ten estimates of the model's error: four of its own standard errors, and that the mean F² of a shell is
 #: known from 20 of 400 reflections, whose logarithm is on average 1/40 too small.
 MODEL_ERROR_SIGMAS, MODEL_ERROR_SHELLS = 4.0, 0.03
+#: A normal likelihood of squares of numbers that vary as much as they are large: they are skewed, it is not.
+MODEL_ERROR_SKEWED = 0.12
 #: Median distance of the shipped still's observed centroids from the model's after the search: centroids of DIALS err
 #: by about 0.08 px.
 SEARCH_MEDIAN_PX = 0.1

@@ -7,8 +7,8 @@ import torch
 
 from dbex.refinement.captured import captured_slopes, ln_captured
 from dbex.refinement.objective import Objective
-from dbex.refinement.refine import refine_still
 from dbex.refinement.prior import ModelError
+from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import CRYSTAL, Settings
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes

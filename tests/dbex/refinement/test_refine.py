@@ -9,8 +9,8 @@ import torch
 
 from dbex import data_load
 from dbex.data_load import read_stills
-from dbex.refinement.refine import refine_still
 from dbex.refinement.prior import ModelError
+from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for, start, with_scale
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import observed_predictions, predict, shoeboxes
