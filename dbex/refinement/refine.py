@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from dbex.refinement.conclude import conclude
+from dbex.refinement.hot_pixels import without_hot_pixels
 from dbex.refinement.rounds import FIRST_ROUNDS, ROUGH_ESDS, Progress, all_predicted, start, strong_stage, with_widths
 from dbex.refinement.search import search
 from dbex.refinement.settings import Settings
@@ -33,7 +34,12 @@ def refine_still(still: Still, settings: Settings, progress: Progress | None = N
     simple = all_predicted(still, map, x, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
     clock.append(time.perf_counter())
     chosen, trials = choose_terms(simple, settings, report)
+    still = without_hot_pixels(still, chosen)
     final = all_predicted(still, chosen.objective.map, chosen.solution.x, settings, report, before=chosen)
+    again = without_hot_pixels(still, final)
+    if again is not still:
+        still = again
+        final = all_predicted(still, final.objective.map, final.solution.x, settings, report, before=final)
     clock.append(time.perf_counter())
     refined = conclude(still, settings, final, found, trials, history)
     clock.append(time.perf_counter())
