@@ -105,7 +105,8 @@ class ParameterEstimate:
     """One refined number: before, after and its esds in `unit`.
 
     `esd_formal` is that of the normal matrix, `esd_jackknife` that of leaving out groups of boxes, `esd` the one to
-    quote: the formal one times √(χ²/ν), or the jackknife's where that is clearly larger.
+    quote: the formal one times √(χ²/ν), or the jackknife's where that is clearly larger, or `drift`, by how much the
+    number moves when boxes are larger, where that is.
     """
 
     name: str
@@ -116,6 +117,7 @@ class ParameterEstimate:
     esd_formal: float
     esd: float
     esd_jackknife: float = float("nan")
+    drift: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
@@ -77,7 +78,9 @@ def conclude(
         crystal=crystal,
         detector=map.detector_at(x),
         beam=beam,
-        estimates=estimates(map, still, x, slopes, bend.covariance, empirical, inflation),
+        estimates=estimates(
+            map, still, x, slopes, bend.covariance, empirical, box_drift(still, settings, final), inflation
+        ),
         covariance=slopes @ bend.covariance @ slopes.T * inflation**2,
         boxes=table,
         pixels=pixel_table(solved),
@@ -137,16 +140,19 @@ def estimates(
     slopes: Floats,
     covariance: Floats,
     empirical: Floats,
+    drift: Floats,
     inflation: float,
 ) -> tuple[ParameterEstimate, ...]:
     """Each free number as it was read and as it is now, with its esds, in the unit it is reported in; `slopes` are
-    derivatives (n, n) of reported values by coordinates."""
+    derivatives (n, n) of reported values by coordinates, `drift` (n,) how these move when boxes are larger."""
     formal, jackknife = (np.sqrt(np.einsum("ki,ij,kj->k", slopes, of, slopes)) for of in (covariance, empirical))
     quoted = np.where(jackknife > QUOTED_BEYOND * inflation * formal, jackknife, inflation * formal)
+    drifted = slopes @ drift
+    quoted = np.maximum(quoted, np.abs(drifted))
     before, now = starting_values(map, still), map.values(x)
     return tuple(
         ParameterEstimate(p.name, p.group, p.unit, before[p.name], now[p.name], *map_esds)
-        for p, map_esds in zip(map.parameters, np.stack([formal, quoted, jackknife], 1).tolist(), strict=True)
+        for p, map_esds in zip(map.parameters, np.stack([formal, quoted, jackknife, drifted], 1).tolist(), strict=True)
     )
 
 

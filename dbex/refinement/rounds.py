@@ -47,11 +47,13 @@ MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 
 @dataclass(frozen=True)
 class Round:
-    """A solved round: the objective, the solution and the predictions that it was built on."""
+    """A solved round: the objective, the solution, the predictions that it was built on and the error of F² that it
+    took for granted."""
 
     objective: Objective
     solution: Solution
     predictions: Predictions
+    model_error: ModelError
 
     @property
     def state(self) -> State:
@@ -211,7 +213,7 @@ def all_predicted(
             printer(f"all predicted, round {number + 1}", objective, report),
         )
         moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
-        x, found = solution.x, Round(objective, solution, chosen)
+        x, found = solution.x, Round(objective, solution, chosen, model_error)
         if settings.model_error is None:
             model_error, previous = fitted_model_error(still, found), model_error
         else:

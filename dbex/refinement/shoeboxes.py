@@ -196,9 +196,9 @@ def keys(hkl: Ints) -> Ints:
     return (h * 2 * HKL_MAX + k) * 2 * HKL_MAX + l
 
 
-def half_sizes(predictions: Predictions, rivals: Predictions) -> Ints:
+def half_sizes(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Ints:
     """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
-    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + MARGIN_PX, HALF_MIN, HALF_MAX)
+    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + margin_px, HALF_MIN, HALF_MAX)
     half_way = np.full(len(predictions), HALF_MAX, dtype=np.int64)
     for i in np.unique(predictions.panel):
         rows, others = predictions.panel == i, rivals.panel == i
@@ -209,16 +209,16 @@ def half_sizes(predictions: Predictions, rivals: Predictions) -> Ints:
     return np.minimum(wanted, half_way[:, None])
 
 
-def by_size(predictions: Predictions, rivals: Predictions) -> Predictions:
+def by_size(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Predictions:
     """Small boxes first, so that boxes which are worked on together are alike."""
-    return predictions.select(np.argsort(half_sizes(predictions, rivals).prod(1), kind="stable"))
+    return predictions.select(np.argsort(half_sizes(predictions, rivals, margin_px).prod(1), kind="stable"))
 
 
-def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, wild: Bools | None = None) -> Shoeboxes:
+def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin_px: int = MARGIN_PX) -> Shoeboxes:
     """The boxes of the chosen predictions. `everything` are all predictions that compete for pixels, the chosen ones
     included; it may hold more, which then have no box of their own but whose tails are modelled."""
-    chosen = by_size(chosen, everything)
-    half = half_sizes(chosen, everything)
+    chosen = by_size(chosen, everything, margin_px)
+    half = half_sizes(chosen, everything, margin_px)
     size = int(half.max()) if len(half) else HALF_MIN
     span = np.arange(-size, size + 1)
     centre = np.floor(chosen.xy_px).astype(np.int64)

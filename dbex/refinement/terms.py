@@ -84,7 +84,7 @@ def solved_with(
     show = printer(f"trying {term}", objective, report)
     most = min(settings.max_iterations, TRIAL_ITERATIONS)
     solution = SOLVE[settings.solver](StillProblem(objective), x, most, ROUGH_ESDS, show)
-    return Round(objective, solution, found.predictions)
+    return replace(found, objective=objective, solution=solution)
 
 
 def minus_two_ln_likelihood(found: Round) -> float:

@@ -12,7 +12,7 @@ from dbex.data_load import read_stills
 from dbex.refinement.prior import ModelError
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for, start, with_scale
-from dbex.refinement.settings import Settings
+from dbex.refinement.settings import CRYSTAL, Settings
 from dbex.refinement.shoeboxes import observed_predictions, predict, shoeboxes
 from dbex.refinement.tables import correlation
 from tests.dbex.conftest import SHIPPED
@@ -265,3 +265,16 @@ def test_spots_of_another_crystal_give_no_good_fit(still):
     """The right cell, turned by 20 degrees: its reflections are nowhere."""
     found = refine_still(displaced(still, turn_deg=20.0), Settings(max_iterations=5, start="near"))
     assert found.verdict.state != "good"
+
+
+def test_larger_boxes_move_nothing_beyond_its_error_where_the_model_is_right(refined):
+    for estimate in refined.estimates:
+        assert 0 < abs(estimate.drift) < estimate.esd_formal, estimate.name
+
+
+def test_the_error_to_quote_covers_the_drift_with_the_size_of_the_boxes(still):
+    """A mosaicity that is held at a fifth leaves tails outside the boxes."""
+    groups = tuple(group for group in CRYSTAL if group != "mosaicity")
+    narrow = replace(still, crystal=replace(still.crystal, mosaicity_deg=0.005))
+    found = refine_still(narrow, Settings(crystal=groups, detector=DEMO, terms=(), start="near"))
+    assert all(e.esd >= abs(e.drift) for e in found.estimates)
