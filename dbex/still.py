@@ -100,6 +100,10 @@ class RefinementInputs:
     variance_floor: float
 
 
+#: How pixels that do not fit are weighed, and the mean weight below which a box is named as one of them.
+ROBUST_RULE, FULL_WEIGHT = "Huber: pixels more than 6 sigma off pull no harder than there", 0.99
+
+
 @dataclass(frozen=True)
 class ParameterEstimate:
     """One refined number: before, after and its esds in `unit`.
@@ -220,6 +224,12 @@ class Refined:
     verdict: Verdict
     seconds: dict[str, float]
     worst_direction: str
+
+    def down_weighted(self) -> Ints:
+        """The boxes whose pixels lost weight to the robust rule (`ROBUST_RULE`), those that lost most first."""
+        order = np.argsort(self.boxes.weight, kind="stable")
+        found: Ints = order[self.boxes.weight[order] < FULL_WEIGHT]
+        return found
 
     def quoted_covariance(self) -> Floats:
         """The covariance of the estimates in their units: its correlations, with the esds that are quoted."""

@@ -15,7 +15,7 @@ from dials.util.version import dials_version
 
 from dbex.io.results import plain
 from dbex.refinement.settings import Settings
-from dbex.still import Refined
+from dbex.still import ROBUST_RULE, Refined
 
 #: The figures that are kept by this file's layout; raised when a key changes its meaning.
 LAYOUT = 1
@@ -53,6 +53,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
             "after": models(refined),
         },
         "left_out": {**still.left_out, **refined.left_out},
+        "down_weighted_boxes": {"rule": ROBUST_RULE, "boxes": [named(refined, box) for box in refined.down_weighted()]},
         "noise": {"gain": still.noise.gain, "provenance": still.noise.provenance},
         "structure_factors": {
             "dataset": still.amplitudes.dataset,
@@ -63,6 +64,17 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "seconds": refined.seconds,
         "inputs": {name: identity(path) for name, path in still.files.items()},
         **provenance(run),
+    }
+
+
+def named(refined: Refined, box: int) -> dict[str, Any]:
+    """A box by its reflection, with the mean weight of its pixels and how badly they fit."""
+    boxes = refined.boxes
+    return {
+        "hkl": boxes.hkl[box],
+        "panel": boxes.panel[box],
+        "weight": boxes.weight[box],
+        "chi2_per_pixel": boxes.chi2_per_pixel[box],
     }
 
 

@@ -22,7 +22,8 @@ UNUSED_COLOUR = "0.8"
 
 
 def ranked_boxes(refined: Refined) -> dict[str, Ints]:
-    """The boxes to show by kind, from the correlation of data and model: bright ones, or all where few are bright."""
+    """The boxes to show by kind, from the correlation of data and model: bright ones, or all where few are bright; and
+    those that lost most of their weight, where any did."""
     boxes = refined.boxes
     shown = np.isfinite(boxes.cc) & (boxes.pixels > 0)
     bright = shown & (boxes.signal_to_noise > RANKED_ABOVE_SNR)
@@ -31,7 +32,9 @@ def ranked_boxes(refined: Refined) -> dict[str, Ints]:
     each = min(PER_KIND, max(1, len(order) // len(KINDS)))
     middle = max(0, (len(order) - each) // 2)
     parts = (order[:each], order[middle : middle + each], order[::-1][:each])
-    return dict(zip(KINDS, parts, strict=True))
+    ranked = dict(zip(KINDS, parts, strict=True))
+    robbed = refined.down_weighted()[:PER_KIND]
+    return ranked | {"most down-weighted": robbed} if len(robbed) else ranked
 
 
 def box_images(refined: Refined, box: int) -> tuple[Floats, Floats, Floats]:
@@ -52,10 +55,10 @@ def spots_figure(refined: Refined) -> Figure:
     """The worst, median and best spots by correlation, each as data and model on one scale, and Z."""
     ranked = ranked_boxes(refined)
     count = max(1, *(len(chosen) for chosen in ranked.values()))
-    figure = Figure(figsize=(4.9 * count + 1.3, 2.25 * len(KINDS) + 0.7), dpi=110)
+    figure = Figure(figsize=(4.9 * count + 1.3, 2.25 * len(ranked) + 0.7), dpi=110)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        len(KINDS), 4 * count, left=0.04, right=0.94, top=0.87, bottom=0.04, wspace=0.08, hspace=0.42,
+        len(ranked), 4 * count, left=0.04, right=0.94, top=0.87, bottom=0.04, wspace=0.08, hspace=0.42,
         width_ratios=[1, 1, 1, 0.2] * count,
     )  # fmt: skip
     residual = None
@@ -64,7 +67,7 @@ def spots_figure(refined: Refined) -> Figure:
             axes = [figure.add_subplot(grid[row, 4 * place + column]) for column in range(3)]
             residual = draw_spot(axes, refined, int(box))
             if place == 0:
-                axes[0].set_ylabel(f"{kind} CC", fontsize=12, weight="bold")
+                axes[0].set_ylabel(f"{kind} CC" if kind in KINDS else kind, fontsize=12, weight="bold")
     if residual is not None:
         bar = figure.colorbar(residual, cax=figure.add_axes((0.945, 0.12, 0.009, 0.68)), extend="both")
         bar.set_label("Z = (data − model)/σ", fontsize=9)

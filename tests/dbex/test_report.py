@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from dbex.io.record import Run, record
+from dbex.refinement.settings import Settings
 from dbex.report.figures import box_images, ranked_boxes, spots_figure, write_spots
 from dbex.report.summary import left_out, rounded, summary, table
 from dbex.still import ParameterEstimate, Verdict
 from tests.dbex.refined_example import HALF_BOX, example_refined
 
+RUN = Run("dbex.refine still.expt", "", Settings(), "2026-01-01T00:00:00+00:00")
+
 
 @pytest.fixture(scope="module")
 def refined():
-    return example_refined()
+    """The example, none of whose boxes lost weight."""
+    found = example_refined()
+    return replace(found, boxes=replace(found.boxes, weight=np.ones(len(found.boxes.weight))))
 
 
 def test_five_lines_say_whether_the_fit_is_good_and_what_moved(refined):
@@ -85,6 +91,17 @@ def test_spots_are_ranked_by_the_correlation_of_data_and_model(refined):
     assert cc["worst"][0] == bright.min()
     assert cc["best"][0] == bright.max()
     assert abs(np.median(cc["median"]) - np.median(bright)) < np.ptp(bright) / 10
+
+
+def test_boxes_that_lost_their_weight_are_shown_and_listed_those_that_lost_most_first(refined):
+    weight = np.ones(len(refined.boxes.weight))
+    weight[[5, 9]] = 0.9, 0.6
+    robbed = replace(refined, boxes=replace(refined.boxes, weight=weight))
+    assert robbed.down_weighted().tolist() == [9, 5]
+    assert len([axis for axis in spots_figure(robbed).axes if axis.images]) == 27 + 6
+    listed = record(robbed, RUN)["down_weighted_boxes"]
+    assert "6 sigma" in listed["rule"]
+    assert [tuple(box["hkl"]) for box in listed["boxes"]] == [tuple(refined.boxes.hkl[i]) for i in (9, 5)]
 
 
 def test_the_pixels_of_a_spot_stand_where_the_detector_has_them(refined):
