@@ -53,7 +53,10 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
             "after": models(refined),
         },
         "left_out": {**still.left_out, **refined.left_out},
-        "down_weighted_boxes": {"rule": ROBUST_RULE, "boxes": [named(refined, box) for box in refined.down_weighted()]},
+        "down_weighted_boxes": {
+            "rule": ROBUST_RULE,
+            "boxes": [named(refined, int(i)) for i in refined.down_weighted()],
+        },
         "noise": {"gain": still.noise.gain, "provenance": still.noise.provenance},
         "structure_factors": {
             "dataset": still.amplitudes.dataset,
