@@ -143,7 +143,7 @@ class BoxTable:
 
     Positions are (fast, slow). `excitation` is the excitation error over its rms along the Ewald sphere's normal (k),
     `delpsi_rad` the rotation that would bring the node onto the sphere, `partiality` relative to a node on the
-    sphere. `intensity` and `variance` are the full intensity (scale of F²) from the box's own pixels, without prior;
+    sphere. `intensity` and `variance` are the full intensity (scale of F²) without prior, overlapping spots together;
     `posterior_*` use the structure factors as prior. `row` is the row of the table that was read, -1 for a reflection
     that was only predicted.
     """

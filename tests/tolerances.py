@@ -181,3 +181,5 @@ COMPILED_RELATIVE = 1e-9
 
 #: One number of a linear least-squares problem of seven columns whose scales span 1e6, by two ways of elimination.
 EXACT_ALGEBRA = 1e-7
+#: Mean square of 300 normal deviates: its rms is √(2/300) = 0.082; four times that, for some tens of reflections.
+PULL_SQUARED_FOUR_SIGMA = 0.33

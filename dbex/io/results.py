@@ -42,7 +42,7 @@ MEANINGS = {
     "bbox": "x0, x1, y0, y1: x along fast, y along slow, upper bounds exclusive",
     "xy_px": "fast, slow; whole numbers are edges of pixels",
     "excitation": "excitation error over its rms along the normal of the Ewald sphere",
-    "intensity": "full intensity from the box's own pixels, without prior",
+    "intensity": "full intensity from the pixels without prior, together with those of overlapping spots",
     "variance_boxes": "of intensity",
     "posterior_intensity": "full intensity with the structure factors as prior",
     "partiality": "relative to a node on the Ewald sphere",

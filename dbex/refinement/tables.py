@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.shoeboxes import components_seen, sum_of
 from dbex.still import Bools, BoxTable, Floats, Ints, PixelTable, Still
@@ -32,27 +33,9 @@ class Solved:
 
 
 def free_intensities(solved: Solved) -> tuple[Floats, Floats]:
-    """The intensity of each box (n,) from its own pixels alone and its variance: no prior; the plane is eliminated,
-    the tails of neighbours are taken away at their posterior."""
-    boxes, local = solved.objective.boxes, solved.local
-    w = solved.objective.weights(solved.variance)
-    own = local.profiles[..., 0]
-    others = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-    others[:, 0] = 0.0
-    data = boxes.data - (local.profiles @ others[..., None])[..., 0]
-    T = boxes.basis
-    wT = w[..., None] * T
-    inverse = torch.linalg.inv(T.transpose(1, 2) @ wT)
-    cross = (wT.transpose(1, 2) @ own[..., None])[..., 0]
-    left = (cross[:, None] @ inverse)[:, 0]
-    curvature = (w * own**2).sum(1) - (left * cross).sum(1)
-    right = (w * own * data).sum(1) - (left * (wT.transpose(1, 2) @ data[..., None])[..., 0]).sum(1)
-    safe = torch.where(curvature > 0, curvature, torch.ones_like(curvature))
-    nan = torch.full_like(safe, torch.nan)
-    return (
-        torch.where(curvature > 0, right / safe, nan).numpy(),
-        torch.where(curvature > 0, 1 / safe, nan).numpy(),
-    )
+    """The intensity of each box (n,) without prior and its variance, NaN where no pixel determines it; reflections that
+    overlap are solved together."""
+    return solved_without_prior(solved.objective, solved.variance, solved.local)
 
 
 @dataclass(frozen=True)

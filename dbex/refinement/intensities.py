@@ -1,0 +1,103 @@
+"""Intensities without prior: reflections whose spots overlap are solved together, each with the variance that the
+others leave it.
+
+A neighbour that has no box of its own shows only its tail, which does not determine it: it alone keeps the prior of the
+structure factors, whose variance then is part of the result.
+"""
+
+import numpy as np
+import scipy.sparse as sparse
+import torch
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from dbex.refinement.groups import DATA, FIRST_NODE
+from dbex.refinement.objective import Local, Objective
+from dbex.still import Bools, Floats, Ints
+
+#: Of a reflection's own curvature: keeps two spots in one place from a singular system, and moves nothing else.
+RIDGE = 1e-12
+#: A reflection is determined where the ridge carries less than this part of it.
+LEAST_OWN = 0.01
+#: Overlapping reflections up to so many are inverted at once; larger sets column by column, so many at a time.
+DENSE, COLUMNS = 200, 256
+
+
+def solved_without_prior(objective: Objective, variance: Tensor, local: Local) -> tuple[Floats, Floats]:
+    """The intensity of each box's own reflection (n,) and its variance, for variances (n, p) of pixels; NaN where no
+    pixel determines it. Planes are eliminated."""
+    node, m = objective.boxes.node, len(objective.prior.mean)
+    matrix, right = _without_planes(objective, variance, local)
+    curvature = matrix.diagonal()
+    boxed = np.zeros(m, dtype=bool)
+    boxed[node[:, 0].numpy()] = True
+    seen = boxed & (curvature > 0)
+    known = objective.prior.sd.numpy() ** -2.0
+    extra = np.where(boxed, np.where(seen, RIDGE * curvature, 1.0), known)
+    scale = 1 / np.sqrt(np.maximum(curvature, 0.0) + extra)
+    scaled = sparse.diags(scale) @ (matrix + sparse.diags(extra)) @ sparse.diags(scale)
+    told = np.where(boxed, 0.0, known * objective.prior.mean.numpy())
+    value = splu(scaled.tocsc()).solve((right + told) * scale) * scale
+    spread = inverse_diagonal(scaled.tocsr()) * scale**2
+    own = node[:, 0].numpy()
+    determined = (seen & (RIDGE * curvature * spread < LEAST_OWN))[own]
+    return np.where(determined, value[own], np.nan), np.where(determined, spread[own], np.nan)
+
+
+def _without_planes(objective: Objective, variance: Tensor, local: Local) -> tuple[sparse.csr_matrix, Floats]:
+    """Normal matrix (m, m) and right-hand side (m,) of all intensities once every box's plane follows them."""
+    node, w, m = objective.boxes.node, objective.weights(variance), len(objective.prior.mean)
+    rows, cols, entries, right = [], [], [], np.zeros(m)
+    for group, X in zip(objective.groups.groups, local.columns, strict=True):
+        gram = (X * w[group.part, None, : group.pixels]) @ X.transpose(1, 2)
+        left = torch.linalg.solve(gram[:, :DATA, :DATA], gram[:, :DATA, DATA:])
+        reduced = gram[:, FIRST_NODE:, DATA:] - gram[:, FIRST_NODE:, :DATA] @ left
+        here = node[group.part, : group.reach]
+        real, place = here >= 0, here.clamp_min(0)
+        block = reduced[..., 1:] * (real[:, :, None] & real[:, None, :])
+        rows.append(place[:, :, None].expand_as(block).flatten().numpy())
+        cols.append(place[:, None, :].expand_as(block).flatten().numpy())
+        entries.append(block.flatten().numpy())
+        right += np.bincount(place.flatten().numpy(), (reduced[..., 0] * real).flatten().numpy(), m)
+    where = (np.concatenate(rows), np.concatenate(cols))
+    return sparse.coo_matrix((np.concatenate(entries), where), shape=(m, m)).tocsr(), right
+
+
+def inverse_diagonal(matrix: sparse.csr_matrix) -> Floats:
+    """The diagonal (m,) of the inverse of a symmetric matrix that falls into many blocks, whatever their order."""
+    matrix.eliminate_zeros()
+    label = connected_components(matrix, directed=False)[1].astype(np.int64)
+    size = np.bincount(label)
+    result = np.empty(len(label))
+    for s in np.unique(size):
+        mine = size[label] == s
+        if s <= DENSE:
+            result[mine] = _small_blocks(matrix, label, mine, int(s))
+        else:
+            result[mine] = _large_blocks(matrix[mine][:, mine].tocsc())
+    return result
+
+
+def _small_blocks(matrix: sparse.csr_matrix, label: Ints, mine: Bools, size: int) -> Floats:
+    """The diagonal of the inverse over the rows that are `mine`, in blocks of one size."""
+    rows = np.flatnonzero(mine)
+    order = np.argsort(label[rows], kind="stable")
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows))
+    part = matrix[rows][:, rows].tocoo()
+    blocks = np.zeros((len(rows) // size, size, size))
+    blocks[rank[part.row] // size, rank[part.row] % size, rank[part.col] % size] = part.data
+    return np.asarray(np.linalg.inv(blocks).diagonal(axis1=1, axis2=2).ravel()[rank])
+
+
+def _large_blocks(matrix: sparse.csc_matrix) -> Floats:
+    """The same, one column of the inverse after another."""
+    factor, m = splu(matrix), matrix.shape[0]
+    result = np.empty(m)
+    for first in range(0, m, COLUMNS):
+        last = min(first + COLUMNS, m)
+        unit = np.zeros((m, last - first))
+        unit[np.arange(first, last), np.arange(last - first)] = 1.0
+        result[first:last] = factor.solve(unit)[np.arange(first, last), np.arange(last - first)]
+    return result
