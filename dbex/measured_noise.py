@@ -13,8 +13,7 @@ from dbex.io.experiments import read_experiments
 from dbex.io.images import RawImage, read_image, within_trusted_range
 from dbex.physics.noise import counts_photons
 from dbex.physics.photon_transfer import NoiseMeasurement, background_z, estimate_noise
-from dbex.physics.sigma_z import SigmaZCheck
-from dbex.still import Bools
+from dbex.still import Bools, SigmaZCheck
 
 #: Pixels around a spot's box that its tails may reach.
 TAIL_PX = 2

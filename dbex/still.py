@@ -192,6 +192,25 @@ class PixelTable:
 
 
 @dataclass(frozen=True)
+class SigmaZ:
+    """The rms of Z over some pixels with its esd, and their mean intensity; NaN where there is no pixel."""
+
+    pixels: int
+    intensity: float
+    rms: float
+    esd: float
+
+
+@dataclass(frozen=True)
+class SigmaZCheck:
+    """σ-Z over all pixels, in bins of rising intensity with about as many pixels each, and by number of panel."""
+
+    together: SigmaZ
+    by_intensity: tuple[SigmaZ, ...]
+    by_panel: dict[int, SigmaZ]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a fit can be used: `state` is good, incomplete, poor or not converged, `reasons` say why in words,
     `advice` names what the data ask for beyond what was refined. A fit is incomplete where model and pixels agree but
@@ -207,7 +226,8 @@ class Refined:
     """A refined still: the models, the estimates and everything that the reports and files are made from.
 
     `figures` holds chi2_per_pixel, chi2_core, median_cc, boxes, pixels, core_pixels, boxes_cc, relative_model_error,
-    condition_number and their like by name; `left_out` counts what was not used and why.
+    condition_number and their like by name; `left_out` counts what was not used and why; `background` is σ-Z of the
+    pixels that hold no Bragg scattering.
     """
 
     still: Still
@@ -218,6 +238,7 @@ class Refined:
     covariance: Floats
     boxes: BoxTable
     pixels: PixelTable
+    background: SigmaZCheck
     figures: dict[str, float]
     left_out: dict[str, int]
     history: tuple[Iteration, ...]

@@ -210,7 +210,7 @@ def refine_one(
     from dbex.io.results import write_results
     from dbex.refinement.refine import refine_still
     from dbex.report.figures import write_spots
-    from dbex.report.summary import left_out, summary, table
+    from dbex.report.summary import background, left_out, summary, table
 
     read = time.perf_counter()
     log.line(f"{still.name}: {len(still.observed)} indexed reflections, panels: {len(still.detector)}")
@@ -223,6 +223,7 @@ def refine_one(
     write_results(refined, folder)
     write_spots(refined, folder / "spots.png")
     log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
+    log.line(background(refined.background))
     log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
     content["seconds"] |= {"reading": read - began, "refining": refined_at - read}

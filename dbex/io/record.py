@@ -45,6 +45,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "still": still.name,
         "verdict": asdict(refined.verdict),
         "figures": refined.figures,
+        "sigma_z": asdict(refined.background),
         "estimates": [asdict(estimate) for estimate in refined.estimates],
         "covariance": refined.quoted_covariance(),
         "worst_direction": refined.worst_direction,

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
-from dbex.physics.sigma_z import SigmaZCheck, sigma_z
+from dbex.physics.sigma_z import sigma_z
 from dbex.physics.tiles import PixelNoise, Tiles, residuals_of, tiles_of, variance_of_variance
-from dbex.still import Bools, Floats, Ints
+from dbex.still import Bools, Floats, Ints, SigmaZCheck
 
 #: Passes of clipping; the last two differ by less than a thousandth.
 PASSES = 3

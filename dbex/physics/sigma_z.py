@@ -1,34 +1,20 @@
 """σ-Z: whether residuals of background pixels are as large as their variances say, by intensity and by panel."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
-from dbex.still import Floats
+from dbex.still import Floats, PixelTable, SigmaZ, SigmaZCheck
 
 #: Quantile bins of the intensity.
 BINS = 6
-
-
-@dataclass(frozen=True)
-class SigmaZ:
-    """The rms of Z over some pixels with its esd, and their mean intensity; NaN where there is no pixel."""
-
-    pixels: int
-    intensity: float
-    rms: float
-    esd: float
-
-
-@dataclass(frozen=True)
-class SigmaZCheck:
-    """σ-Z over all pixels, in bins of rising intensity with about as many pixels each, and by number of panel."""
-
-    together: SigmaZ
-    by_intensity: tuple[SigmaZ, ...]
-    by_panel: dict[int, SigmaZ]
+#: A pixel is background where the model's Bragg part is below this fraction of the background's sigma. At a tenth the
+#: tails of real spots, wider than any model's, already show.
+BRAGG_LIMIT = 0.02
+#: Pixels farther off are no noise: the fit weighs them down as well.
+OUTLIER_Z = 6.0
+#: Numbers of a plane, which each box's background takes from its residuals.
+PLANE = 3
 
 
 def sigma_z(z: Floats, intensity: Floats, panel: NDArray[np.integer], bins: int = BINS) -> SigmaZCheck:
@@ -45,6 +31,22 @@ def sigma_z(z: Floats, intensity: Floats, panel: NDArray[np.integer], bins: int 
         tuple(_spread(z[part], intensity[part]) for part in parts if part.any()),
         {int(i): _spread(z[panel == i], intensity[panel == i]) for i in np.unique(panel)},
     )
+
+
+def background_sigma_z(pixels: PixelTable) -> SigmaZCheck:
+    """σ-Z of the background of a refined still's boxes, by photons expected and by panel.
+
+    Used pixels with next to no Bragg scattering and no more than 6 sigma off count; what the plane of a box took from
+    its residuals is given back: mean Z² is 1 where the variances are right.
+    """
+    residual = pixels.data - pixels.background - pixels.bragg
+    dark = np.maximum(pixels.variance - np.maximum(pixels.bragg, 0.0), 0.0)
+    used = np.bincount(pixels.box[pixels.used], minlength=int(pixels.box.max(initial=-1)) + 1)
+    free = np.maximum(used - PLANE, 0)[pixels.box] / np.maximum(used[pixels.box], 1)
+    chosen = pixels.used & (np.abs(pixels.bragg) < BRAGG_LIMIT * np.sqrt(dark)) & (free > 0)
+    chosen &= np.abs(residual) < OUTLIER_Z * np.sqrt(pixels.variance)
+    z = residual[chosen] / np.sqrt(pixels.variance[chosen] * free[chosen])
+    return sigma_z(z, (pixels.background + pixels.bragg)[chosen], pixels.panel[chosen])
 
 
 def _spread(z: Floats, intensity: Floats) -> SigmaZ:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.physics.sigma_z import background_sigma_z
 from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
@@ -46,7 +47,8 @@ def conclude(
     boxes = final.objective.boxes
     pixel_weight = solved.objective.weight
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
-    table = box_table(solved, still, weight)
+    table, pixels = box_table(solved, still, weight), pixel_table(solved)
+    background = background_sigma_z(pixels)
     figures = figures_of_merit(solved, table)
     freedom = figures["pixels"] - 3 * figures["boxes"] - len(map) - _effective_intensities(solved)
     # pixels that were down-weighted in the fit do not speak for the noise of the others either
@@ -61,6 +63,8 @@ def conclude(
         if settings.model_error is None
         else settings.model_error,
         "down_weighted_pixels": float((boxes.used & (pixel_weight < 1)).sum()),
+        "sigma_z": background.together.rms,
+        "sigma_z_esd": background.together.esd,
         "d_min_A": resolution_limit(still, settings),
         "search_median_px_before": found.median_px_before if found else float("nan"),
         "search_median_px_after": found.median_px_after if found else float("nan"),
@@ -83,7 +87,8 @@ def conclude(
         ),
         covariance=slopes @ bend.covariance @ slopes.T * inflation**2,
         boxes=table,
-        pixels=pixel_table(solved),
+        pixels=pixels,
+        background=background,
         figures=figures,
         left_out=still.left_out
         | boxes.left_out

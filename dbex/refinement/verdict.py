@@ -14,6 +14,8 @@ CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 INTENSITY_CC_LIMIT = 0.3
 #: Fewer strong boxes than this prove nothing.
 FEWEST_STRONG = 10
+#: How far σ-Z of the background may be off, beyond what chance explains.
+SIGMA_Z_LIMIT, SIGMA_Z_ESDS = 0.03, 3.0
 #: Above this condition number the worst direction is named.
 ILL_CONDITIONED = 1e8
 
@@ -54,11 +56,16 @@ def judge(
             f"what was held is wrong by more than {ASKED_ESDS:.0f} esds, and what moved makes up for it: "
             + ", ".join(f"{in_words(demand)} by {demand.esds:.0f} esds" for demand in wanted)
         ]
-    return Verdict(state, tuple(reasons), tuple(_advice(wanted, bend, map)))
+    return Verdict(state, tuple(reasons), tuple(_advice(figures, wanted, bend, map)))
 
 
-def _advice(wanted: list[Demand], bend: Curvature, map: Parametrisation) -> list[str]:
+def _advice(figures: dict[str, float], wanted: list[Demand], bend: Curvature, map: Parametrisation) -> list[str]:
     advice = []
+    if abs(figures["sigma_z"] - 1) > max(SIGMA_Z_LIMIT, SIGMA_Z_ESDS * figures["sigma_z_esd"]):
+        advice.append(
+            f"the background scatters {figures['sigma_z']:.2f} times as much as gain and read-out noise say: look at "
+            "gain= and sigma_readout=, which dbex.estimate_noise measures"
+        )
     if wanted:
         moves = [" or else ".join(told(one) for one in (demand, *demand.alike)) for demand in wanted]
         advice.append(f"the data ask for another {', '.join(moves)}: {_keys(wanted, map)} would find out")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dbex.refinement.settings import CRYSTAL
-from dbex.still import ParameterEstimate, Refined
+from dbex.still import ParameterEstimate, Refined, SigmaZCheck
 
 #: How a person writes the units of the estimates.
 SIGNS = {"A": "Å", "A^2": "Å²", "deg": "°", "1": ""}
@@ -130,3 +130,17 @@ def left_out(counts: dict[str, int]) -> str:
     """What was not used and why, in a sentence."""
     kept = [f"{number} {reason}" for reason, number in counts.items() if number]
     return f"left out: {', '.join(kept)}" if kept else "nothing was left out"
+
+
+def background(check: SigmaZCheck) -> str:
+    """σ-Z of the background, by intensity and the range over panels, in a line."""
+    together = check.together
+    if not together.pixels:
+        return "σ-Z of the background: no pixel without Bragg scattering"
+    parts = ", ".join(f"{part.rms:.3f} at {part.intensity:.3g}" for part in check.by_intensity)
+    text = f"σ-Z of {together.pixels} background pixels: {together.rms:.3f} ± {together.esd:.3f}; by photons: {parts}"
+    if len(check.by_panel) < 2:
+        return text
+    ordered = sorted(check.by_panel.items(), key=lambda item: item[1].rms)
+    (dull, low), (lively, high) = ordered[0], ordered[-1]
+    return f"{text}; by panel: {low.rms:.3f} (panel {dull}) to {high.rms:.3f} (panel {lively})"

@@ -9,6 +9,7 @@ from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
 
 from dbex.models import create_beam_config, create_crystal_config, create_detector_config
+from dbex.physics.sigma_z import background_sigma_z
 from dbex.still import (
     Amplitudes,
     BoxTable,
@@ -85,6 +86,7 @@ def example_refined(still: Still | None = None, seed: int = 1) -> Refined:
         covariance=np.diag([e.esd**2 for e in estimates]),
         boxes=boxes,
         pixels=pixels,
+        background=background_sigma_z(pixels),
         figures={"chi2_per_pixel": float((z[pixels.used] ** 2).mean()), "chi2_core": 1.02, "median_cc": float("nan"),
                  "boxes": float(len(boxes)), "pixels": float(pixels.used.sum()), "core_pixels": 900.0,
                  "boxes_cc": 0.0},

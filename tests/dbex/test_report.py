@@ -9,7 +9,7 @@ from matplotlib import image
 from dbex.io.record import Run, record
 from dbex.refinement.settings import Settings
 from dbex.report.figures import box_images, ranked_boxes, spots_figure, write_spots
-from dbex.report.summary import left_out, rounded, summary, table
+from dbex.report.summary import background, left_out, rounded, summary, table
 from dbex.still import ParameterEstimate, Verdict
 from tests.dbex.refined_example import HALF_BOX, example_refined
 
@@ -34,6 +34,19 @@ def test_five_lines_say_whether_the_fit_is_good_and_what_moved(refined):
     assert "(no esd)" in lines[3], "a number without an esd has moved by no number of esds"
     assert "beam: wavelength 0.97680 → 0.97700 ± 0.00010 Å (2.0 esds)" in lines[3]
     assert lines[4] == "the data ask for a bandwidth: add refine.beam=bandwidth; results in refined"
+
+
+def test_the_scatter_of_the_background_is_a_line(refined):
+    told = background(refined.background)
+    check = refined.background
+    assert told.startswith(
+        f"σ-Z of {check.together.pixels} background pixels: {check.together.rms:.3f} ± {check.together.esd:.3f}; "
+    )
+    assert told.count(" at ") == len(check.by_intensity)
+    assert "by panel" not in told
+    two = replace(check, by_panel={0: check.together, 5: replace(check.together, rms=1.5)})
+    assert background(two).endswith(f"by panel: {check.together.rms:.3f} (panel 0) to 1.500 (panel 5)")
+    assert "no pixel" in background(replace(check, together=replace(check.together, pixels=0)))
 
 
 def test_the_error_of_a_turn_is_that_about_its_axis(refined):

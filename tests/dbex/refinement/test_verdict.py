@@ -17,6 +17,8 @@ GOOD = {
     "chi2_core": 1.0,
     "relative_model_error": 0.02,
     "intensity_cc": 0.98,
+    "sigma_z": 1.0,
+    "sigma_z_esd": 0.005,
 }
 
 
@@ -54,6 +56,17 @@ def test_each_figure_alone_can_spoil_a_fit(map, changed, reason):
     assert found.state == "poor"
     assert len(found.reasons) == 1
     assert reason in found.reasons[0]
+
+
+def test_a_background_that_scatters_otherwise_than_its_noise_is_told_with_the_words_that_set_it(map):
+    (line,) = verdict(map, sigma_z=1.08).advice
+    assert line == (
+        "the background scatters 1.08 times as much as gain and read-out noise say: look at gain= and sigma_readout=, "
+        "which dbex.estimate_noise measures"
+    )
+    assert "0.90 times" in verdict(map, sigma_z=0.9).advice[0]
+    assert verdict(map, sigma_z=0.9).state == "good"
+    assert verdict(map, sigma_z=1.08, sigma_z_esd=0.03).advice == (), "chance explains it"
 
 
 def test_what_did_not_converge_is_not_called_poor_or_good(map):
