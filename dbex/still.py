@@ -62,7 +62,11 @@ class NoiseModel:
 @dataclass(frozen=True)
 class Still:
     """One still as read, one entry a panel in `images_photons` and `trusted` (slow, fast), dxtbx's models as they
-    are, the opaque reflection table that they came with, and the experiment's place in the list that was read."""
+    are, the opaque reflection table that they came with, and the experiment's place in the list that was read.
+
+    `held_out` (m,) marks amplitudes whose reflections get no box, to judge a fit by that never saw them; as neighbours
+    they keep their place and their tails.
+    """
 
     name: str
     experiment: Any
@@ -78,6 +82,7 @@ class Still:
     files: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     index: int = 0
+    held_out: Bools | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import iotbx.mtz
 import numpy as np
-from cctbx import sgtbx, uctbx
+from cctbx import miller, sgtbx, uctbx
+from cctbx.array_family import flex
 
 from dbex.errors import BadInput
 from dbex.io.files import reading
-from dbex.still import Amplitudes
+from dbex.still import Amplitudes, Ints
 
 KIND = "an MTZ file of structure factors"
 DEFAULT_COLUMNS = "F,SIGF"
@@ -47,6 +48,16 @@ def read_amplitudes(path: str | Path, columns: str | None = None) -> tuple[Ampli
         unit_cell=tuple(chosen.unit_cell().parameters()),
     )
     return record, full
+
+
+def laue_classes(amplitudes: Amplitudes) -> Ints:
+    """A number (m,) for each reflection, the same for those that symmetry and Friedel's law make equivalent."""
+    group = sgtbx.space_group_info(amplitudes.space_group).type()
+    indices = flex.miller_index(*(flex.int(np.ascontiguousarray(part, dtype=np.int32)) for part in amplitudes.hkl.T))
+    miller.map_to_asu(group, False, indices)
+    unique = indices.as_vec3_double().as_double().as_numpy_array().reshape(-1, 3).astype(np.int64)
+    _, number = np.unique(unique, axis=0, return_inverse=True)
+    return number.reshape(-1).astype(np.int64)
 
 
 def label(array: Any) -> str:

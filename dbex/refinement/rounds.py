@@ -21,7 +21,7 @@ from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities
 from dbex.refinement.uncertainty import curvature
-from dbex.still import Floats, Ints, Iteration, Still
+from dbex.still import Bools, Floats, Ints, Iteration, Still
 from nanobrag_torch.profile import Quadrature
 
 Progress = Callable[[Iteration], None]
@@ -197,7 +197,7 @@ def all_predicted(
     found = before
     for number in range(rounds):
         everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
-        chosen = everything.select(np.abs(everything.k) < K_BOXES)
+        chosen = everything.select(with_boxes(still, everything))
         boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
         if boxes is None or not len(boxes):
             raise BadInput(
@@ -222,6 +222,12 @@ def all_predicted(
             break
     assert found is not None
     return found
+
+
+def with_boxes(still: Still, everything: Predictions) -> Bools:
+    """Which predictions (n,) get a box: those that are near enough to the Ewald sphere and not held out."""
+    near = np.abs(everything.k) < K_BOXES
+    return near if still.held_out is None else near & ~still.held_out[everything.index]
 
 
 def esds(solution: Solution, objective: Objective) -> Floats:
