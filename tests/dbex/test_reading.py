@@ -5,6 +5,7 @@ import pytest
 
 from dbex.data_load import read_stills
 from dbex.io.images import read_image
+from dbex.io.structure_factors import laue_classes
 from dbex.spot_widths import GAUSS_VARIANCE, widths_from_spots
 from dbex.still import Observed
 from nanobrag_torch.config import BeamConfig, DetectorConfig
@@ -38,6 +39,18 @@ def test_a_real_still_of_higher_symmetry_is_read(thaumatin_files):
     still = read_stills(*thaumatin_files).read(0)
     assert (len(still.observed), still.amplitudes.space_group) == (706, "P 41 21 2")
     assert {(3, 5, 7), (-5, 3, 7), (-3, -5, -7)} <= {tuple(hkl) for hkl in still.amplitudes.hkl.tolist()}
+
+
+def test_laue_classes_are_symmetry_and_friedel_mates_and_nothing_else(thaumatin_files):
+    amplitudes = read_stills(*thaumatin_files).read(0).amplitudes
+    number = dict(zip(map(tuple, amplitudes.hkl.tolist()), laue_classes(amplitudes).tolist(), strict=True))
+    # 4/mmm: a fourfold axis along l, mirrors, and an inversion
+    general = {
+        (sh * h, sk * k, sl * 7) for h, k in ((3, 5), (5, 3)) for sh in (1, -1) for sk in (1, -1) for sl in (1, -1)
+    }
+    assert len({number[hkl] for hkl in general}) == 1
+    assert {hkl for hkl, n in number.items() if n == number[3, 5, 7]} == general
+    assert number[3, 5, 8] != number[3, 5, 7]
 
 
 def test_a_still_on_64_panels_is_divided_by_its_gain(thermolysin):

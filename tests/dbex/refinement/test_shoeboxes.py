@@ -8,7 +8,7 @@ import torch
 from dials.algorithms.spot_prediction import StillsReflectionPredictor
 from scipy.spatial import cKDTree
 
-from dbex.refinement.rounds import start
+from dbex.refinement.rounds import start, with_boxes
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, observed_predictions, predict, shoeboxes
 from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX
@@ -50,6 +50,13 @@ def pixels_of(boxes, which):
     """panel, slow and fast (3, n) of the pixels (boxes, pixels) that `which` names."""
     box, place = torch.nonzero(which, as_tuple=True)
     return torch.stack([boxes.pixels.panel[box], boxes.pixels.slow[box, place], boxes.pixels.fast[box, place]]).numpy()
+
+
+def pixel_names(boxes):
+    """Box and pixel of every used pixel: reflection, panel, slow, fast."""
+    own = boxes.reflections[boxes.node[:, 0].numpy()]
+    box = torch.nonzero(boxes.used, as_tuple=True)[0].numpy()
+    return set(map(tuple, np.vstack([own[box], pixels_of(boxes, boxes.used)]).T.tolist()))
 
 
 def test_a_pixel_counts_once(built):
@@ -136,6 +143,23 @@ def test_every_neighbour_that_reaches_into_a_box_is_part_of_its_model(crowded):
         close = set(everything.index[apart < 2 * 3.0 * everything.sigma_px.max(1)])
         row = boxes.node[b].numpy()
         assert close <= set(boxes.reflections[row[row >= 0]])
+
+
+def test_what_is_held_out_has_no_box_but_its_tail_stays_in_those_of_its_neighbours(crowded):
+    still, everything = crowded
+    held_out = np.zeros(len(still.amplitudes.hkl), bool)
+    held_out[everything.index[::2]] = True
+    hidden = replace(still, held_out=held_out)
+    whole = shoeboxes(still, everything.select(with_boxes(still, everything)), everything)
+    part = shoeboxes(hidden, everything.select(with_boxes(hidden, everything)), everything)
+    own = part.reflections[part.node[:, 0].numpy()]
+    assert len(own) > 0
+    assert not held_out[own].any()
+    assert set(own) == set(whole.reflections[whole.node[:, 0].numpy()]) - set(np.flatnonzero(held_out))
+    tails = part.reflections[part.node[:, 1:][part.node[:, 1:] >= 0].numpy()]
+    assert held_out[tails].any()
+    assert not (pixel_names(part) - pixel_names(whole))
+    assert int(part.used.sum()) < int(whole.used.sum())
 
 
 def test_planes_are_spanned_by_a_constant_and_two_slopes_of_order_one(built):
