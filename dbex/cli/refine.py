@@ -59,7 +59,7 @@ exit status: 0 when every still was refined, however well (dbex.json has the ver
 @dataclass(frozen=True)
 class Outcome:
     """What became of one still: its folder, what the list of several tells of it and the lines to end with; or the
-    reason why it has none. Everything else is on the disk, so that many stills take no more memory than one."""
+    reason why it has none. Everything else is on the disk, and not in memory while the next stills are refined."""
 
     index: int
     name: str
