@@ -16,6 +16,7 @@ from dbex.refinement.parameters import Parameter, Parametrisation, parametrisati
 from dbex.refinement.rounds import cell_of
 from dbex.refinement.settings import BEAM, DETECTOR
 from dbex.refinement.tables import Solved
+from dbex.refinement.uncertainty import SINGULAR
 from dbex.still import Bools, Floats
 from nanobrag_torch.config import override
 
@@ -23,9 +24,10 @@ from nanobrag_torch.config import override
 ASKED_ESDS = 5.0
 #: Two held parameters are alike when either takes this part of the other's fall of χ².
 ALIKE = 0.9
-#: A parameter is not asked when less than this part of its curvature is left once those that moved imitate it: the
-#: exact degeneracies of one still leave 1e-10, by rounding.
-IMITATED = 1e-8
+#: A parameter is not asked when less than this part of its curvature is left once those that moved imitate it. What is
+#: left then is in the spots' shapes, where models err: 1e-5 to 1e-4 for a wavelength beside a free cell or a direction
+#: beside shift and tilt, 1e-3 for a direction beside the shift alone, 1e-2 for a distance beside a free cell.
+IMITATED = 4e-4
 #: A bandwidth so small that it changes nothing: where there is none, what is asked is whether its square would grow.
 BARELY = 1e-5
 
@@ -75,7 +77,7 @@ class Score:
         # scaled to a unit diagonal: curvatures of lengths, angles and logarithms differ by many powers of ten
         scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
         scaled = matrix * np.outer(scale, scale)
-        follow = np.linalg.pinv(scaled[:free, :free], rcond=IMITATED, hermitian=True) @ scaled[:free, free:]
+        follow = np.linalg.pinv(scaled[:free, :free], rcond=SINGULAR, hermitian=True) @ scaled[:free, free:]
         left = scaled[free:, free:] - scaled[free:, :free] @ follow
         asked = (gradient * scale)[free:] - follow.T @ (gradient * scale)[:free]
         back = 1 / scale[free:]
