@@ -37,8 +37,9 @@ from dbex.refinement.tables import box_table
 from dbex.still import Floats, Observed
 from nanobrag_torch.lattice import reciprocal_basis
 
-#: The subsets that are compared: largest |k|, least intensity over its esd.
-SUBSETS = {"all": (np.inf, -np.inf), "k<2, I/sig>3": (2.0, 3.0), "k<1": (1.0, -np.inf)}
+#: The subsets that are compared: largest |k|, least intensity over its esd. A Gaussian's tail beyond 2.5 widths is a
+#: guess, and the boxes there are for the fit.
+SUBSETS = {"|k|<2.5": (2.5, -np.inf), "|k|<2, I/sig>3": (2.0, 3.0), "|k|<1": (1.0, -np.inf), "|k|<3": (3.0, -np.inf)}
 #: Logarithms are compared for intensities above so many esds.
 STRONG = 5.0
 
@@ -148,7 +149,7 @@ def figures(found):
         F2 = found.square_F[chosen]
         result[f"Pearson, {name}"] = [float(np.corrcoef(values[chosen], F2)[0, 1]) for values in columns]
         result[f"Spearman, {name}"] = [float(spearmanr(values[chosen], F2).statistic) for values in columns]
-    strong = (found.ours / found.esd > STRONG) & (found.square_F > 0)
+    strong = (found.ours / found.esd > STRONG) & (found.square_F > 0) & (found.k < SUBSETS["|k|<2.5"][0])
     for values in columns[1:]:
         strong &= values > 0  # the same reflections in each column
     name = f"rms ln(I/F2), I/sig>{STRONG:g}"
@@ -184,11 +185,16 @@ def table_of(splits):
     for name in splits[0]["figures"]:
         values = np.array([split["figures"][name] for split in splits])
         cells = [f"{dials:.3f} -> {ours:.3f}" for ours, dials, _ in [*values, values.mean(0)]]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        yield f"| {escaped(name)} | " + " | ".join(cells) + " |"
     for name in splits[0]["counts"]:
-        yield f"| reflections, {name} | " + " | ".join(str(split["counts"][name]) for split in splits) + " | |"
+        yield f"| reflections, {escaped(name)} | " + " | ".join(str(split["counts"][name]) for split in splits) + " | |"
     fits = [f"{s['chi2_per_pixel']:.2f}, {s['boxes']} boxes, {' '.join(s['terms']) or 'no terms'}" for s in splits]
     yield "| chi2/px of the fit | " + " | ".join(fits) + " | |"
+
+
+def escaped(name):
+    """A name as a cell of a table in Markdown."""
+    return name.replace("|", "\\|")
 
 
 def main():

@@ -214,11 +214,10 @@ def all_predicted(
         )
         moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
         x, found = solution.x, Round(objective, solution, chosen, model_error)
+        previous = model_error
         if settings.model_error is None:
-            model_error, previous = fitted_model_error(still, found), model_error
-        else:
-            previous = model_error
-        if last and moved < STAYED_ESDS and abs(np.log(model_error.relative / previous.relative)) < STAYED_LN_ERROR:
+            model_error = fitted_model_error(still, found)
+        if last and moved < STAYED_ESDS and _stayed(previous, model_error):
             break
     assert found is not None
     return found
@@ -251,6 +250,11 @@ def solved_round(found: Round) -> Solved:
     weight = huber_weight(found.objective.boxes.data - local.background - local.bragg, variance)
     objective = replace(found.objective, weight=weight)
     return Solved(objective, torch.as_tensor(found.solution.x), covariance, variance, local)
+
+
+def _stayed(before: ModelError, now: ModelError) -> bool:
+    """Whether the relative error of F² is about what it was; one that was given, even 0, always is."""
+    return now == before or bool(abs(np.log(now.relative / before.relative)) < STAYED_LN_ERROR)
 
 
 def _same_boxes(found: Round, objective: Objective) -> float:

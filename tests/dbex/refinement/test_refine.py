@@ -9,11 +9,11 @@ import torch
 
 from dbex import data_load
 from dbex.data_load import read_stills
-from dbex.refinement.prior import ModelError
+from dbex.refinement.prior import ModelError, known_of
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for, start, with_scale
 from dbex.refinement.settings import CRYSTAL, Settings
-from dbex.refinement.shoeboxes import observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import keys, observed_predictions, predict, shoeboxes
 from dbex.refinement.tables import correlation
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.refinement.conftest import DEMO
@@ -249,6 +249,15 @@ class TestDB_AT_023_Refined:
         amplified = replace(still, images_photons=tuple(np.where(i > 0, 6 * i, i) for i in still.images_photons))
         found = refine_still(amplified, Settings(max_iterations=5))
         assert found.figures["chi2_per_pixel"] > 3
+
+
+def test_structure_factors_that_are_held_to_their_sigmas_stay_there_at_the_cost_of_chi2(still, refined):
+    held = refine_still(still, Settings(detector=DEMO, model_error=0.0))
+    known = keys(still.amplitudes.hkl)
+    place = np.searchsorted(known, keys(held.boxes.hkl), sorter=np.argsort(known))
+    sd = known_of(still.amplitudes, np.argsort(known)[place]).prior_sd(ModelError(0.0))
+    assert (held.boxes.posterior_variance <= sd**2).all()
+    assert held.figures["chi2_per_pixel"] > refined.figures["chi2_per_pixel"]
 
 
 def test_structure_factors_of_another_crystal_give_no_good_fit(still):
