@@ -119,14 +119,10 @@ def box_profiles(nodes: Tensor, of: Scene) -> Tensor:
 def ray_sums(nodes: Tensor, weights: Tensor, of: Scene, root: Tensor, beam: bool) -> Tensor:
     """The sums of the panel (6), shift and rotation, and with `beam` of the beam (10): ln λ, s0 and the two axes of the
     polarisation; of all nodes with `weights` (boxes, k), times `root`: (boxes, 6 or 16, pixels)."""
-    total = []
-    for k in range(weights.shape[1]):
-        tensors = (*of.tensors, nodes[:, :, k, None], weights[:, k, None], root)
-        found = [panel_pass(*tensors, rule=of.rule)]
-        if beam:
-            found.append(beam_pass(*tensors, rule=of.rule))
-        total.append(torch.cat(found, 1))
-    return torch.stack(total).sum(0) if len(total) > 1 else total[0]
+    tensors = (*of.tensors, nodes, weights, root)
+    # most boxes have one node, for which the passes are compiled
+    passes = (panel_pass, beam_pass) if weights.shape[1] == 1 else (panel_pass.function, beam_pass.function)
+    return torch.cat([run(*tensors, rule=of.rule) for run in passes[: 2 if beam else 1]], 1)
 
 
 @dataclass(frozen=True)
@@ -226,6 +222,11 @@ def _plus(a: Vec, scale: Tensor | float, b: Vec) -> Vec:
 
 def _times(scale: Tensor, a: Vec) -> Vec:
     return scale * a[0], scale * a[1], scale * a[2]
+
+
+def _summed(v: Vec) -> Vec:
+    """Over nodes."""
+    return v[0].sum(1, keepdim=True), v[1].sum(1, keepdim=True), v[2].sum(1, keepdim=True)
 
 
 def _vec(numbers: list[Tensor], first: int) -> Vec:
@@ -418,13 +419,14 @@ def panel_pass(
     *,
     rule: Quadrature,
 ) -> Tensor:
-    """The panel's sums (boxes, 6, pixels) for one node of each box, times weight and root."""
+    """The panel's sums (boxes, 6, pixels) over the nodes of each box, times weight and root."""
     lamp = light(beam)
     total: list[Tensor] = []
     for sample in samples(slow, fast, panel, beam, rule):
         profile, g = _at_node(sample, node)
-        intensity = weight[..., None] * profile
-        pull = _times(intensity, g)
+        each = weight[..., None] * profile
+        intensity = each.sum(1, keepdim=True)
+        pull = _summed(_times(each, g))
         s1, per_range, depth = sample.s1, sample.per_range, sample.depth
         u = _times(-1 / lamp.wavelength, pull)
         for axis, share in lamp.axes:
@@ -450,13 +452,14 @@ def beam_pass(
     *,
     rule: Quadrature,
 ) -> Tensor:
-    """The beam's sums (boxes, 10, pixels) for one node of each box, times weight and root."""
+    """The beam's sums (boxes, 10, pixels) over the nodes of each box, times weight and root."""
     lamp = light(beam)
     total: list[Tensor] = []
     for sample in samples(slow, fast, panel, beam, rule):
         profile, g = _at_node(sample, node)
-        intensity = weight[..., None] * profile
-        pull = _times(intensity, g)
+        each = weight[..., None] * profile
+        intensity = each.sum(1, keepdim=True)
+        pull = _summed(_times(each, g))
         terms = [_dot(pull, sample.q), *_times(1 / lamp.wavelength, pull)]
         for axis, share in lamp.axes:
             terms += _times(intensity * _ln_polarization_slope(sample, axis, share), sample.s1)

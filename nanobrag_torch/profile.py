@@ -15,7 +15,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig, override
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig, Vector, override
 from nanobrag_torch.lattice import orientation, reciprocal_basis
 from nanobrag_torch.panel import Panels, captured, obliquity, pixel_positions, solid_angle, stack_panels
 from nanobrag_torch.polarization import polarization_factor
@@ -201,23 +201,26 @@ def mid_scan(crystal: CrystalConfig, scan: ScanConfig | None, like: Tensor) -> C
 
 @dataclass(frozen=True)
 class Causes:
-    """What nodes follow from beside their hkl and panel: A (..., 3, 3), what broadens them, s0 (..., 3), wavelength, B
-    and ln of the scale (...); leading axes are those of the nodes, or none."""
+    """What nodes follow from beside their hkl and panel: A (..., 3, 3), what broadens them, s0 and the `offset` in h
+    from whole numbers (..., 3), wavelength, B and ln of the scale (...); leading axes are those of the nodes, or none.
+    """
 
     A: Tensor
     spread: Spread
     s0: Tensor
+    offset: Tensor
     wavelength: Tensor
     b_factor: Tensor
     ln_scale: Tensor
 
 
-def causes(crystal: CrystalConfig, beam: BeamConfig, ln_scale: Tensor) -> Causes:
-    """Those of a crystal and a beam."""
+def causes(crystal: CrystalConfig, beam: BeamConfig, ln_scale: Tensor, offset: Vector = (0.0, 0.0, 0.0)) -> Causes:
+    """Those of a crystal and a beam, for what lies at an `offset` in h from every node."""
     return Causes(
         reciprocal_basis(crystal, ln_scale),
         spread_of(crystal, beam, ln_scale),
         unit(as_tensor(beam.direction, ln_scale)),
+        as_tensor(offset, ln_scale),
         as_tensor(beam.wavelength_A, ln_scale),
         as_tensor(crystal.b_factor_A2, ln_scale),
         ln_scale,
@@ -245,7 +248,7 @@ def nodes(
 
 def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | EllipsisType, quadrature: Quadrature) -> Nodes:
     """The same from their causes; `panel` is `...` where the panels' numbers are arranged as the nodes are."""
-    q = (of.A * hkl.to(of.A.dtype)[..., None, :]).sum(-1)
+    q = (of.A * (hkl + of.offset)[..., None, :]).sum(-1)
     s1 = unit(q + of.s0 / of.wavelength[..., None])
     normal = panels.normal[panel]
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))

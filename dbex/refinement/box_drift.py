@@ -21,7 +21,7 @@ def box_drift(still: Still, settings: Settings, final: Round) -> Floats:
     everything = predict(models, still.amplitudes, resolution_limit(still, settings), K_TAILS, shapes)
     chosen = everything.select(np.abs(everything.k) < K_BOXES)
     wider = shoeboxes(still, chosen, everything, MARGIN_PX + WIDER_PX)
-    objective = objective_for(still, final.objective.map, wider, final.model_error)
+    objective = objective_for(still, final.objective.map, wider, final.model_error, final.solution.x)
     problem = StillProblem(objective)
     matrix, gradient = problem.normal(x, problem.start(x))
     return np.asarray(np.linalg.solve(matrix, gradient))

@@ -14,15 +14,15 @@ from nanobrag_torch.profile import Nodes
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
 
-def ln_captured(at: Nodes, parts: int, beam: BeamConfig) -> Tensor:
-    """ln amplitude (n,) of nodes of `parts` components each, where they meet the Ewald sphere of `beam`."""
-    ln_amplitude, _ = _of_components(at, parts, beam)
-    return torch.logsumexp(ln_amplitude, 1)
+def ln_captured(at: Nodes, node: Tensor, beam: BeamConfig) -> Tensor:
+    """ln amplitude (n,) of nodes where they meet the Ewald sphere of `beam`, of parts `at` of which each belongs to
+    that one of the nodes (k,)."""
+    return _together(_of_parts(at, beam)[0], node)
 
 
-def captured_slopes(at: Nodes, columns: NodeColumns, parts: int, beam: BeamConfig) -> Tensor:
-    """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each component's node."""
-    ln_amplitude, (epsilon, variance, normal, length) = _of_components(at, parts, beam)
+def captured_slopes(at: Nodes, columns: NodeColumns, node: Tensor, beam: BeamConfig) -> Tensor:
+    """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each part."""
+    ln_amplitude, (epsilon, variance, normal, length) = _of_parts(at, beam)
     along = (at.covariance[0] @ normal[..., None]).squeeze(-1)
     # the normal turns with q
     turn = 2 * (along - dot(along, normal)[:, None] * normal) / length[:, None]
@@ -34,17 +34,25 @@ def captured_slopes(at: Nodes, columns: NodeColumns, parts: int, beam: BeamConfi
         + (by_q[:, None] @ columns.q).squeeze(1)
         + torch.einsum("nij,nijk->nk", outer, columns.covariance[0])
     )
-    share = torch.softmax(ln_amplitude, 1)
-    return (share[..., None] * slopes.unflatten(0, (-1, parts))).sum(1)
+    total = _together(ln_amplitude, node)
+    share = torch.exp(ln_amplitude - total[node])
+    return torch.zeros(len(total), slopes.shape[1], dtype=slopes.dtype).index_add(0, node, share[:, None] * slopes)
 
 
-def _of_components(at: Nodes, parts: int, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """ln amplitude (n, parts), and of every component's node ε, the variance along the sphere's normal, that normal,
-    and the length of q + s0/λ."""
+def _together(ln_amplitude: Tensor, node: Tensor) -> Tensor:
+    """ln of the sum (n,) over the parts of each node."""
+    most = torch.full((int(node.max()) + 1,), -torch.inf, dtype=ln_amplitude.dtype)
+    most = most.scatter_reduce(0, node, ln_amplitude, "amax")
+    return most + torch.log(torch.zeros_like(most).index_add(0, node, torch.exp(ln_amplitude - most[node])))
+
+
+def _of_parts(at: Nodes, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """ln amplitude (k,) of every part; its ε, the variance along the sphere's normal, that normal, the length of
+    q + s0/λ."""
     wavelength = as_tensor(beam.wavelength_A, at.q)
     toward = at.q + unit(as_tensor(beam.direction, at.q)) / wavelength
     length = torch.linalg.vector_norm(toward, dim=-1)
     normal, epsilon = toward / length[:, None], length - 1 / wavelength
     variance = dot(normal, (at.covariance[0] @ normal[..., None]).squeeze(-1))
     ln_amplitude = at.ln_amplitude - 0.5 * torch.log(variance) - 0.5 * epsilon**2 / variance
-    return ln_amplitude.unflatten(0, (-1, parts)), (epsilon, variance, normal, length)
+    return ln_amplitude, (epsilon, variance, normal, length)

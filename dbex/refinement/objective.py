@@ -16,7 +16,7 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from dbex.refinement.captured import captured_slopes, ln_captured
-from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, grouped
+from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, distinct_nodes, grouped
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
@@ -36,13 +36,16 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.node_columns import cause_row, node_columns, place_rows
-from nanobrag_torch.profile import Nodes, Quadrature, causes, nodes
+from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_rows
+from nanobrag_torch.profile import Nodes, Quadrature, causes, centroids, whitening
+from nanobrag_torch.tensors import dot
 
 #: Smallest variance of a pixel in photons²; how often it acts is reported.
 VARIANCE_FLOOR = 1e-2
 #: The prior's sd follows the amplitude no further than this, in ln.
 LN_FROZEN_MOST = 10.0
+#: Of a mixture of more components than a few, those that send so many photons to a pixel are part of a node.
+FEW, VISIBLE = 2, 0.15
 
 
 @dataclass(frozen=True)
@@ -96,38 +99,35 @@ class Objective:
     weight: Tensor
     grouping: Grouping | None = None
 
-    def prepared(self) -> "Objective":
-        """The same, its boxes in groups."""
-        return replace(self, grouping=grouped(self.boxes, self.map.component_count))
+    def prepared(self, x: Tensor | None = None) -> "Objective":
+        """The same, its boxes in groups; of a mixture of many components with those that can be seen at x."""
+        return replace(self, grouping=self._grouped(x))
 
     @property
     def groups(self) -> Grouping:
         """The boxes in groups."""
         if self.grouping is not None and self.grouping.node is self.boxes.node:
             return self.grouping
-        return grouped(self.boxes, self.map.component_count)
+        return self._grouped(None)
+
+    def _grouped(self, x: Tensor | None) -> Grouping:
+        distinct, count = distinct_nodes(self.boxes), self.map.component_count
+        seen = np.ones((len(distinct.reflection), count), dtype=bool)
+        if x is not None and count > FEW:
+            place = torch.as_tensor(distinct.reflection)
+            bright = self.prior.mean[place] + self.prior.sd[place]
+            seen = visible(self.map.models(x), self.hkl[place], torch.as_tensor(distinct.panel), bright).numpy()
+        return grouped(self.boxes, distinct, seen)
 
     def nodes_at(self, x: Tensor) -> Nodes:
-        """The distinct nodes at x, the components of each together."""
+        """The parts of the distinct nodes at x."""
         return self.nodes_of(self.map.models(x))
 
     def nodes_of(self, models: Models) -> Nodes:
         """The same of these models."""
-        found = self.groups
-        hkl = self.hkl[found.reflection]
-        each = [
-            nodes(
-                part.crystal, models.panels, models.beam, hkl, found.panel, models.ln_scale + part.ln_weight, self.rule
-            )
-            for part in models.components
-        ]
-        if len(each) == 1:
-            return each[0]
-        return Nodes(
-            torch.stack([at.q for at in each], 1).flatten(0, 1),
-            torch.stack([at.covariance for at in each], 2).flatten(1, 2),
-            torch.stack([at.ln_amplitude for at in each], 1).flatten(),
-        )
+        parts = self.groups.parts
+        hkl = self.hkl[parts.reflection]
+        return part_nodes(component_rows(models), parts.component, models.panels, hkl, parts.panel, self.rule)
 
     def scenes(self, x: Tensor) -> Iterator[tuple[Group, Scene]]:
         """What a pass sees of each group."""
@@ -139,7 +139,7 @@ class Objective:
 
     def ln_captured(self, at: Nodes) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
-        return ln_captured(at, self.map.component_count, self.map.beam)[self.groups.first]
+        return ln_captured(at, self.groups.parts.node, self.map.beam)[self.groups.first]
 
     def columns(self, x: Tensor) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
@@ -147,12 +147,10 @@ class Objective:
 
     def columns_of(self, x: Tensor, at: Nodes) -> list[Tensor]:
         """The same for nodes that are there already."""
-        rows, parts = node_rows(at), self.map.component_count
+        rows = node_rows(at)
         result = []
         for group, scene in self.scenes(x):
-            found = box_profiles(rows[:, _places(group, parts)], scene)
-            if parts > 1:
-                found = found.unflatten(1, (group.reach, parts)).sum(2)
+            found = group.of_nodes(box_profiles(rows[:, group.parts], scene))
             result.append(torch.cat([*group.given(self.boxes), found], 1))
         return result
 
@@ -260,7 +258,7 @@ class Objective:
         cross *= local.sd[:, None]
         if local.ln_captured is not None:
             z = (local.intensity - self.prior.mean) / local.sd
-            slopes = captured_slopes(at, by_x, self.map.component_count, self.map.beam)[self.groups.first]
+            slopes = captured_slopes(at, by_x, self.groups.parts.node, self.map.beam)[self.groups.first]
             by_prior = z[:, None] * slopes
             matrix += by_prior.T @ by_prior
             gradient -= by_prior.T @ z
@@ -282,11 +280,10 @@ class Objective:
         self, x: Tensor, at: Nodes, by_x: NodeColumns, rays: RayColumns | None, at_nodes: Tensor, root: Tensor
     ) -> Iterator[tuple[Group, Derivatives]]:
         """The same for nodes and their derivatives that are there already."""
-        parts = self.map.component_count
         rows, maps = node_rows(at), node_maps(at, by_x)
         for group, scene in self.scenes(x):
-            part, places = group.part, _places(group, parts)
-            weights = at_nodes[part, : group.reach].repeat_interleave(parts, 1)
+            part, places = group.part, group.parts
+            weights = group.of_parts(at_nodes[part, : group.reach])
             follow = None if rays is None else rays.of(group.where.panel)
             here = root[part, : group.pixels].contiguous()
             yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow)
@@ -303,19 +300,21 @@ class Objective:
 
         def numbers(x: Tensor) -> tuple[Tensor, ...]:
             models = self.map.models(x)
-            rows = torch.stack(
-                [
-                    cause_row(causes(part.crystal, models.beam, models.ln_scale + part.ln_weight))
-                    for part in models.components
-                ]
-            )
+            rows = component_rows(models)
             return (rows, place_rows(models.panels), *ray_numbers(models.panels, models.beam)) if moves else (rows,)
 
-        models, found = self.map.models(x), self.groups
+        models, parts = self.map.models(x), self.groups.parts
         of_components, *of_rays = jacobian(numbers, x)
         of_panels = of_rays[0] if moves else None
-        hkl = self.hkl[found.reflection]
-        columns = node_columns(numbers(x)[0], models.panels, hkl, found.panel, self.rule, (of_components, of_panels))
+        columns = node_columns(
+            component_rows(models),
+            parts.component,
+            models.panels,
+            self.hkl[parts.reflection],
+            parts.panel,
+            self.rule,
+            (of_components, of_panels),
+        )
         return columns, ray_columns(models.panels, tuple(of_rays[1:])) if moves else None
 
 
@@ -326,6 +325,30 @@ def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     return torch.cat(wide).transpose(1, 2)
 
 
-def _places(group: Group, parts: int) -> Tensor:
-    """Where the nodes (b, reach * parts) of each box of a group stand in the list of all, `parts` components each."""
-    return (group.nodes[..., None] * parts + torch.arange(parts)).flatten(1)
+def component_rows(models: Models) -> Tensor:
+    """The causes of the nodes of each component (c, CAUSES)."""
+    return torch.stack(
+        [
+            cause_row(causes(part.crystal, models.beam, models.ln_scale + part.ln_weight, part.offset_h))
+            for part in models.components
+        ]
+    )
+
+
+def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:
+    """Which components (m, c) of nodes hkl (m, 3) of these intensities send photons to some pixel: at their best on
+    the Ewald sphere more than `VISIBLE`."""
+    panels, rule = models.panels, Quadrature()
+    components = component_rows(models)
+    columns = []
+    for i in range(len(components)):
+        at = part_nodes(components, torch.full_like(panel, i), panels, hkl, panel, rule)
+        covariance = at.covariance[0]
+        found = centroids(at.q, covariance, models.beam)
+        range_mm = torch.abs(panels.distance[panel] / dot(found.s1, panels.normal[panel]))
+        solid_angle = panels.pixel_size[panel] ** 2 * torch.abs(panels.distance[panel]) / range_mm**3
+        _, ln_norm = whitening(covariance)
+        columns.append(F_squared * solid_angle * torch.exp(at.ln_amplitude + ln_norm - found.k**2 / 2) > VISIBLE)
+    shown = torch.stack(columns, 1)
+    shown[:, 0] |= ~shown.any(1)
+    return shown

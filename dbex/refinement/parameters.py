@@ -4,6 +4,8 @@ Lengths of the cell and widths are refined as logarithms, angles in radians, len
 (docs/physics.md, section 5). At x = 0 the models are those that were read.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Vector, override
 from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
@@ -37,17 +39,20 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the crystal with an orientation and a mosaicity of its own, and ln of its share of the intensity."""
+    """A part of a crystal's nodes: a crystal with widths or an orientation of its own, ln of its share of the
+    intensity, and the offset in h (3,) of its Gaussian from the node."""
 
     crystal: CrystalConfig
     ln_weight: Tensor
+    offset_h: Vector = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Models:
     """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3).
 
-    `components` are the parts of a crystal that is no single Gaussian; the first is `crystal`.
+    `components` are the parts of a crystal that is no single Gaussian; the first is `crystal`. `outline` are fewer that
+    have the same places and extents, for predictions.
     """
 
     crystal: CrystalConfig
@@ -55,6 +60,7 @@ class Models:
     beam: BeamConfig
     ln_scale: Tensor
     components: tuple[Component, ...]
+    outline: tuple[Component, ...]
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,51 @@ def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: 
 
 
 @dataclass(frozen=True)
+class Peak:
+    """A Gaussian of a mixture that makes up a shape in t = N Δh: weight, and offset and rms width along each axis."""
+
+    weight: float
+    offset: tuple[float, ...]
+    width: tuple[float, ...]
+
+
+def product(peaks: Sequence[Peak], least: float) -> tuple[Peak, ...]:
+    """The same shape along a, b and c at once, heaviest first: what carries more than `least`."""
+    found = [
+        Peak(a.weight * b.weight * c.weight, a.offset + b.offset + c.offset, a.width + b.width + c.width)
+        for a, b, c in itertools.product(peaks, repeat=3)
+    ]
+    kept = sorted((peak for peak in found if peak.weight > least), key=lambda peak: -peak.weight)
+    total = sum(peak.weight for peak in kept)
+    return tuple(replace(peak, weight=peak.weight / total) for peak in kept)
+
+
+def mirrored(weight: float, offset: float, width: float) -> tuple[Peak, Peak]:
+    """A pair of Gaussians on both sides."""
+    return Peak(weight, (offset,), (width,)), Peak(weight, (-offset,), (width,))
+
+
+#: sinc²(t), the interference function of a block of N cells at t = N Δh: two Gaussians for the central lobe, which is
+#: flatter than one, a pair for each of four fringes, and one for what lies beyond; a least-squares fit out to |t| = 14
+#: with variances in proportion to the value, after smoothing by 0.15, which no still falls short of.
+SINC_SQUARED = (
+    *mirrored(0.4539, 0.2209, 0.2537),
+    *mirrored(0.0214, 1.4621, 0.1653),
+    *mirrored(0.0068, 2.4683, 0.1592),
+    *mirrored(0.0028, 3.4786, 0.1193),
+    *mirrored(0.0013, 4.4846, 0.0704),
+    Peak(0.0278, (0.0,), (6.622,)),
+)
+SQUARE = product(SINC_SQUARED, 5e-4)
+#: The same in three Gaussians about the node, with its mean tail but without fringes: where and how wide spots are.
+OUTLINE = product([Peak(w, (0.0,), (width,)) for w, width in ((0.849, 0.326), (0.111, 1.38), (0.040, 5.09))], 0.01)
+
+
+@dataclass(frozen=True)
 class Parametrisation:
     """The map from x (n,) to models. `cell_map` (6, k) takes the independent cell parameters to the six;
     `second_width_deg` is the mosaicity from which a second component starts, `square_size_A` the edge from which
-    square blocks do."""
+    square blocks do, and `square_peaks` what their nodes are made of."""
 
     parameters: tuple[Parameter, ...]
     crystal: CrystalConfig
@@ -106,6 +153,7 @@ class Parametrisation:
     ln_scale: float
     second_width_deg: float = 0.05
     square_size_A: float = 500.0
+    square_peaks: tuple[Peak, ...] = SQUARE
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -147,25 +195,23 @@ class Parametrisation:
             vector("tilt_fast", "tilt_slow", "tilt_normal"),
         )
         crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
-        return Models(
-            crystal,
-            panels,
-            self._beam(at, x),
-            self.ln_scale + at.get("scale", zero),
-            self._components(crystal, at, zero),
-        )
+        components = self._components(crystal, at, zero)
+        outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
+        return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), components, outline)
+
+    def _edges(self, at: dict[str, Tensor]) -> Tensor:
+        """Lengths (3,), Å, of square blocks along a, b and c."""
+        return torch.stack([self.square_size_A * torch.exp(at[f"square_{axis}"]) for axis in "abc"])
 
     @property
     def component_count(self) -> int:
         """How many components the crystal has."""
         names = [p.name for p in self.parameters]
-        return len(SQUARE) if "square_a" in names else 1 + ("second_share" in names)
+        return len(self.square_peaks) if "square_a" in names else 1 + ("second_share" in names)
 
     def _components(self, crystal: CrystalConfig, at: dict[str, Tensor], zero: Tensor) -> tuple[Component, ...]:
         if "square_a" in at:
-            return square_components(
-                crystal, torch.stack([self.square_size_A * torch.exp(at[f"square_{axis}"]) for axis in "abc"])
-            )
+            return square_components(crystal, self._edges(at), self.square_peaks)
         if "second_share" not in at:
             return (Component(crystal, zero),)
         turn = rotation_from_vector(torch.stack([at[f"second_{axis}"] for axis in "xyz"]))
@@ -294,30 +340,15 @@ TENSORS = {
 }
 
 
-#: sinc²(t), the interference function of a block of N cells at t = N Δh, as three Gaussians: weights and rms widths of
-#: a least-squares fit after smoothing by 0.4, which keeps its mean tail 1/(2π²t²) out to t = 12.
-SINC_SQUARED = ((0.849, 0.326), (0.111, 1.38), (0.040, 5.09))
-#: The products over three axes that carry more than 1 % each: ln weight and the three widths.
-SQUARE = tuple(
-    (weight_a * weight_b * weight_c, (a, b, c))
-    for weight_a, a in SINC_SQUARED
-    for weight_b, b in SINC_SQUARED
-    for weight_c, c in SINC_SQUARED
-    if weight_a * weight_b * weight_c > 0.01
-)
-
-
-def square_components(crystal: CrystalConfig, edges_A: Tensor) -> tuple[Component, ...]:
-    """A crystal of blocks with flat faces, of these lengths along a, b and c: a mixture of Gaussians in h whose
-    ln weights and covariances make up the product of three sinc²."""
+def square_components(crystal: CrystalConfig, edges_A: Tensor, peaks: Sequence[Peak]) -> tuple[Component, ...]:
+    """A crystal of blocks with flat faces, of these lengths along a, b and c: a mixture of Gaussians in h."""
     cell = cell_tensor(crystal, edges_A)
-    B = reciprocal_matrix(cell)
-    total = sum(weight for weight, _ in SQUARE)
+    B, period = reciprocal_matrix(cell), cell[:3] / edges_A
     result = []
-    for weight, widths in SQUARE:
-        spread = (torch.as_tensor(widths, dtype=edges_A.dtype) * cell[:3] / edges_A) ** 2
-        part = override(crystal, {"size_covariance": B @ torch.diag(spread) @ B.T})
-        result.append(Component(part, torch.log(torch.full_like(edges_A[0], weight / total))))
+    for peak in peaks:
+        offset, width = (torch.as_tensor(n, dtype=edges_A.dtype) * period for n in (peak.offset, peak.width))
+        part = override(crystal, {"size_covariance": B @ torch.diag(width**2) @ B.T})
+        result.append(Component(part, torch.full_like(edges_A[0], math.log(peak.weight)), offset))
     return tuple(result)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
@@ -129,13 +128,13 @@ def _q_of(still: Still, hkl: Ints) -> Floats:
 
 
 def objective_for(
-    still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: ModelError, weight: Tensor | None = None
+    still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: ModelError, x: Floats | None = None
 ) -> Objective:
-    """The objective of some boxes."""
+    """The objective of some boxes, whose model is about x (0 where it is not given)."""
     hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
     prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
-    ones = torch.ones_like(boxes.data) if weight is None else weight
-    return Objective(boxes, hkl, map, prior, Quadrature(), ones).prepared()
+    at = torch.zeros(len(map), dtype=torch.float64) if x is None else torch.as_tensor(x)
+    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data)).prepared(at)
 
 
 def strong_stage(
@@ -152,7 +151,7 @@ def strong_stage(
     boxes = shoeboxes(still, spots, spots)
     if not len(boxes):
         raise BadInput(f"{still.name}: no indexed spot has enough trusted pixels: {_words(boxes.left_out)}")
-    objective = objective_for(still, map, boxes, ROUGH_MODEL_ERROR)
+    objective = objective_for(still, map, boxes, ROUGH_MODEL_ERROR, x)
     map = with_scale(objective, x)
     objective = replace(objective, map=map)
     solution = SOLVE[settings.solver](
@@ -203,7 +202,7 @@ def all_predicted(
             raise BadInput(
                 f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
             )
-        objective = objective_for(still, map, boxes, model_error)
+        objective = objective_for(still, map, boxes, model_error, x)
         last = found is not None and _same_boxes(found, objective) > SAME_BOXES
         solution = SOLVE[settings.solver](
             StillProblem(objective),

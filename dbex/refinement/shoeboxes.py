@@ -118,7 +118,7 @@ class Seen:
 def components_seen(models: Models, hkl: Tensor) -> Seen:
     """The reflections hkl (n, 3) on the Ewald sphere."""
     each, densities, peaks = [], [], []
-    for part in models.components:
+    for part in models.outline:
         q = hkl @ reciprocal_basis(part.crystal, hkl).T
         found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
         each.append(found)
@@ -148,7 +148,7 @@ def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor) -> Predict
     sizes = [
         spot_size_px(models, part.crystal, hkl @ reciprocal_basis(part.crystal, hkl).T, found.s1, panel)
         + torch.abs(position - xy)
-        for part, found, position in zip(models.components, seen.each, positions, strict=True)
+        for part, found, position in zip(models.outline, seen.each, positions, strict=True)
     ]
     sigma = sum_of(seen.share[..., None], sizes)
     return Predictions(index.numpy(), panel.numpy(), xy.numpy(), seen.k.numpy(), sigma.numpy())

@@ -27,6 +27,8 @@ FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
 TRIAL_ITERATIONS = 12
 #: A term is tried where its beginning promises this part of its cost.
 HOPE = 0.5
+#: What flat faces stand in for: whichever of them was tried first, the better description stays.
+SQUARE_REPLACES = {"size", "size_tensor", "component"}
 #: The simple group that each tensor replaces, and the field of the crystal that it starts from.
 REPLACES = {"mosaic_tensor": ("mosaicity", "mosaicity_deg"), "size_tensor": ("size", "domain_size_A")}
 
@@ -69,7 +71,7 @@ def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Ro
 
 def promised(found: Round, map: Parametrisation, x: Floats) -> float:
     """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where x is."""
-    problem = StillProblem(replace(found.objective, map=map).prepared())
+    problem = StillProblem(replace(found.objective, map=map).prepared(torch.as_tensor(x)))
     state = problem.trial(x, found.state)
     matrix, gradient = problem.normal(x, state)
     fall = found.state.local.merit - state.local.merit + float(gradient @ np.linalg.solve(matrix, gradient))
@@ -80,7 +82,7 @@ def solved_with(
     found: Round, map: Parametrisation, x: Floats, settings: Settings, term: str, report: Progress
 ) -> Round:
     """The boxes of `found` solved with another parametrisation, roughly."""
-    objective = replace(found.objective, map=map).prepared()
+    objective = replace(found.objective, map=map).prepared(torch.as_tensor(x))
     show = printer(f"trying {term}", objective, report)
     most = min(settings.max_iterations, TRIAL_ITERATIONS)
     solution = SOLVE[settings.solver](StillProblem(objective), x, most, ROUGH_ESDS, show)
@@ -103,10 +105,10 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
         beam = replace(map.beam, bandwidth=max(float(map.beam.bandwidth), FIRST_BANDWIDTH))
         return [widened(replace(map, beam=beam), x, crystal_groups, (*map.free_groups("beam"), "bandwidth"))]
     if term == "square":
-        if "size" not in crystal_groups:
+        if not set(crystal_groups) & SQUARE_REPLACES:
             return []
         size, _ = isotropic_widths(map.models(torch.as_tensor(x)).crystal)
-        groups = ["square" if group == "size" else group for group in crystal_groups]
+        groups = [group for group in crystal_groups if group not in SQUARE_REPLACES] + ["square"]
         return [widened(replace(map, square_size_A=size), x, groups, map.free_groups("beam"))]
     if term == "component":
         if "mosaicity" not in settings.crystal or map.component_count > 1:

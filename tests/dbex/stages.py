@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from dbex.refinement.parameters import _GROUPS, parametrisation
+from dbex.refinement.parameters import _GROUPS, SQUARE, parametrisation
 from dbex.refinement.settings import BEAM, CRYSTAL, DETECTOR
 from nanobrag_torch.config import override
 
@@ -43,8 +43,11 @@ def steps_of(map):
 
 
 def map_of(crystal, detector, beam, free_cell, stage, ln_scale=0.0):
-    """The parametrisation of a stage; a second component starts as the first one is, so that zero changes nothing."""
+    """The parametrisation of a stage; a second component starts as the first one is, so that zero changes nothing.
+
+    Of the many Gaussians of square blocks, which all follow one formula, these are some: lobe, fringes and tail.
+    """
     if "bandwidth" in STAGES[stage][2]:
         beam = override(beam, {"bandwidth": 1e-3})
     map = parametrisation(crystal, detector, beam, free_cell, *STAGES[stage], ln_scale)
-    return replace(map, second_width_deg=float(crystal.mosaicity_deg))
+    return replace(map, second_width_deg=float(crystal.mosaicity_deg), square_peaks=SQUARE[::17])

@@ -15,12 +15,13 @@ from dbex.cell_symmetry import free_cell_parameters
 from dbex.models import create_beam_config, create_crystal_config
 from dbex.physics.forward import panel_configs
 from dbex.physics.loss import compute_masked_mse_loss
-from dbex.refinement.objective import Objective
+from dbex.refinement.objective import Objective, component_rows
 from dbex.refinement.parameters import _GROUPS, CELL
 from dbex.refinement.prior import ModelError, intensity_prior
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
 from nanobrag_torch.config import override
-from nanobrag_torch.profile import Quadrature, nodes, pair_intensities
+from nanobrag_torch.node_columns import part_nodes
+from nanobrag_torch.profile import Quadrature, pair_intensities
 from tests.conftest import ROOT
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.gradient_cases import PAIRS, PIXELS
@@ -201,9 +202,9 @@ class TestDB_AT_010_RefinedParameters:
 
         def total(x):
             models, image = map.models(x), torch.zeros_like(small.weight)
-            for part in models.components:
-                scale = models.ln_scale + part.ln_weight
-                at = nodes(part.crystal, models.panels, models.beam, small.struck, both, scale, rule)
+            rows = component_rows(models)
+            for i in range(len(rows)):
+                at = part_nodes(rows, torch.full_like(both, i), models.panels, small.struck, both, rule)
                 image = image + pair_intensities(at, models.panels, models.beam, PIXELS, PAIRS, rule)
             return (image * small.weight).sum()
 
