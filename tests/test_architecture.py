@@ -69,6 +69,7 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.mosaic", "domain_rotations", ".detach"): "the number in a sentence that refuses it",
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",
+    ("nanobrag_torch.node_columns", "node_columns", ".tolist"): "how many nodes each component has",
     (
         "nanobrag_torch.recompute",
         "_Anew.backward",

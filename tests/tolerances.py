@@ -183,3 +183,7 @@ COMPILED_RELATIVE = 1e-9
 EXACT_ALGEBRA = 1e-7
 #: Mean square of 300 normal deviates: its rms is √(2/300) = 0.082; four times that, for some tens of reflections.
 PULL_SQUARED_FOUR_SIGMA = 0.33
+
+#: The mixture of Gaussians against sinc², smeared by 0.15 as no still falls short of, in parts of the peak: what the
+#: least-squares fit leaves. One Gaussian for the central lobe leaves 0.05, no fringes 0.03 beside it.
+SINC_SQUARED_OF_PEAK, SINC_SQUARED_BESIDE = 0.016, 0.008
