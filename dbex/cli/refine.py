@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, Progress, exit_status
+from dbex.cli.memory import keep_memory
 from dbex.cli.parameters import interpret, refine_scope, settings_of
 from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
@@ -137,6 +138,7 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
     from dbex.io.record import write_record
 
     set_num_threads(parameters.threads)
+    keep_memory()
     outcomes = list(outcomes_of(staging, parameters, run, log))
     done = [outcome for outcome in outcomes if outcome.folder]
     if len(outcomes) == 1 and not done:

@@ -1,0 +1,26 @@
+"""Arrays that come and go cost no page faults."""
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from dbex.cli.memory import keep_memory
+assert keep_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(8_000_000, dtype=torch.float64)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_twenty_arrays_after_one_another_are_faulted_in_once():
+    def faults(told):
+        return int(subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout)
+
+    # 64 MB are 15,600 pages of 4 kB, each of the twenty times
+    assert faults(FAULTS) < faults(FAULTS.replace("assert keep_memory()\n", "")) / 3
