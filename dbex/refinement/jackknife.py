@@ -49,10 +49,11 @@ def box_contributions(solved: Solved) -> tuple[Floats, Floats]:
     residual = boxes.data - local.background - local.bragg
     at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
     prior = objective.prior.sd[boxes.node[:, 0]] ** -2.0
+    own = local.profiles[..., :1]
     gradients, matrices = [], []
     for part, J in objective.jacobian(solved.x, at_nodes):
         p = J.shape[1]
-        linear = torch.cat([boxes.basis[part, :p], local.profiles[part, :p, :1]], -1)
+        linear = torch.cat([boxes.basis[part, :p], own[part, :p]], -1)
         wJ, wL = w[part, :p, None] * J, w[part, :p, None] * linear
         block = linear.transpose(1, 2) @ wL
         block[:, 3, 3] += prior[part]
