@@ -11,7 +11,7 @@ from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
-from dbex.refinement.rounds import Round, fitted_model_error, resolution_limit, solved_round
+from dbex.refinement.rounds import Round, as_minimised, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import (
@@ -42,8 +42,7 @@ def conclude(
     map, x = final.objective.map, torch.as_tensor(final.solution.x)
     bend = curvature(final.solution.matrix, map)
     solved = solved_round(final)
-    # what was minimised had its robust weights in the variances: only with them is its gradient 0
-    minimised = replace(solved, objective=final.objective, variance=final.state.variance)
+    minimised = as_minimised(final)
     boxes = final.objective.boxes
     pixel_weight = solved.objective.weight
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)

@@ -118,41 +118,80 @@ class Score:
         return [j for j in rivals if self.given([j]).esds()[i] ** 2 < (1 - ALIKE) * falls[i]]
 
 
-def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
-    """What the groups that were held would do, were they free; `solved` with the variances it was solved with.
+@dataclass(frozen=True)
+class Asked:
+    """What was held, free on paper: the problem with the held parameters after all that moved, its normal equations
+    without the priors of what was held, and the score."""
 
-    Esds are those of the normal matrix times `inflation`, or of the jackknife where it finds clearly larger ones.
-    """
+    solved: Solved
+    held: tuple[Parameter, ...]
+    matrix: Floats
+    gradient: Floats
+    appears: Bools
+    score: Score
+
+
+def asked_of(solved: Solved) -> Asked | None:
+    """The held parameters asked; None where nothing is held or the equations are no numbers."""
     free, wider = len(solved.objective.map), with_held(solved.objective.map)
     held = wider.parameters[free:]
     if not held:
-        return []
+        return None
     x = torch.cat([solved.x, torch.zeros(len(held), dtype=solved.x.dtype)])
     asked = replace(solved, objective=replace(solved.objective, map=wider).prepared(x), x=x)
     normal = asked.objective.normal_equations(x, solved.variance, solved.local)
     # the priors of what is held keep it in range when it moves; here the data alone are asked
     matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])
     if not np.isfinite(matrix).all():
-        return []
+        return None
     appears = np.array([p.name == "bandwidth" and float(wider.beam.bandwidth) == BARELY for p in held])
     score = Score.of(matrix, normal.gradient, free, appears)
+    return Asked(asked, held, matrix, normal.gradient, appears, score)
+
+
+def promised_by_geometry(solved: Solved) -> float:
+    """By how much χ² would fall if what is held of the detector and the beam, but for its bandwidth, moved."""
+    asked = asked_of(solved)
+    if asked is None:
+        return 0.0
+    score = replace(asked.score, can=asked.score.can & np.array([p.name != "bandwidth" for p in asked.held]))
+    chosen = score.selected(ASKED_ESDS)
+    if not chosen:
+        return 0.0
+    gradient = score.gradient[chosen]
+    return float(gradient @ np.linalg.solve(score.matrix[np.ix_(chosen, chosen)], gradient))
+
+
+def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
+    """What the groups that were held would do, were they free; `solved` with the variances it was solved with.
+
+    Each is told as if it were freed after those before it. Esds are those of the normal matrix times `inflation`, and
+    times what the jackknife finds for the first if that is clearly more: all of them at once, hardly determined in a
+    bad fit, would drown the one that explains it.
+    """
+    asked = asked_of(solved)
+    if asked is None:
+        return []
+    free, held, score, appears = len(solved.objective.map), asked.held, asked.score, asked.appears
     chosen = score.selected(ASKED_ESDS * inflation)
     if not chosen:
         return []
-    among = np.linalg.inv(score.matrix[np.ix_(chosen, chosen)])
-    places = [*range(free), *(free + i for i in chosen)]
-    empirical = np.sqrt(np.diag(jackknife_covariance(asked, matrix, normal.gradient, places))[free:])
-    formal = inflation * np.sqrt(np.diag(among))
-    esd = np.where(empirical > QUOTED_BEYOND * formal, empirical, formal)
+    larger = inflation * _of_jackknife(asked, chosen[0], inflation)
     demands = []
-    for k, (i, step) in enumerate(zip(chosen, among @ score.gradient[chosen], strict=True)):
+    for k, i in enumerate(chosen):
         before = score.given(chosen[:k])
-        alike = tuple(
-            demand(held[j], before.steps()[j], abs(before.esds()[j]) / inflation, bool(appears[j]))
-            for j in before.alike(i)
-        )
-        demands.append(replace(demand(held[i], step, abs(step) / esd[k], bool(appears[i])), alike=alike))
+        esds, steps = np.abs(before.esds()) / larger, before.steps()
+        alike = tuple(demand(held[j], steps[j], esds[j], bool(appears[j])) for j in before.alike(i))
+        demands.append(replace(demand(held[i], steps[i], esds[i], bool(appears[i])), alike=alike))
     return [one for one in demands if one.esds > ASKED_ESDS]
+
+
+def _of_jackknife(asked: Asked, i: int, inflation: float) -> float:
+    """By which factor the jackknife's esd of held parameter i exceeds the inflated formal one; 1 where not clearly."""
+    free = len(asked.solved.objective.map) - len(asked.held)
+    covariance = jackknife_covariance(asked.solved, asked.matrix, asked.gradient, [*range(free), free + i])
+    ratio = float(np.sqrt(covariance[-1, -1] * asked.score.matrix[i, i])) / inflation
+    return ratio if ratio > QUOTED_BEYOND else 1.0
 
 
 def with_held(map: Parametrisation) -> Parametrisation:

@@ -256,6 +256,12 @@ def _stayed(before: ModelError, now: ModelError) -> bool:
     return now == before or bool(abs(np.log(now.relative / before.relative)) < STAYED_LN_ERROR)
 
 
+def as_minimised(found: Round) -> Solved:
+    """The same with the weights that were minimised with, robust ones in the variances: only with them is the gradient
+    0."""
+    return replace(solved_round(found), objective=found.objective, variance=found.state.variance)
+
+
 def _same_boxes(found: Round, objective: Objective) -> float:
     """Fraction of boxes that two rounds share."""
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_widths, parametrisation
+from dbex.refinement.demands import promised_by_geometry
 from dbex.refinement.problem import StillProblem
-from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, cell_of, printer
+from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
 from dbex.refinement.settings import Settings
 from dbex.still import Floats
 from nanobrag_torch.config import override
@@ -50,23 +51,26 @@ class Trial:
 def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Round, list[Trial]]:
     """The round with the terms that pay, on the boxes of `found`, and what was tried."""
     trials: list[Trial] = []
+    elsewhere = promised_by_geometry(as_minimised(found)) / found.problem.noise(found.state) ** 2
     for term in settings.terms:
         starts = beginnings(found, term, settings)
         if not starts:
             continue
         cost = (len(starts[0][0]) - len(found.objective.map)) * float(np.log(found.pixels))
         hopes = [promised(found, in_outline(map) if term == "square" else map, x) for map, x in starts]
-        trial, richer = Trial(term, max(hopes), cost), found
+        # a term that promises less than what is held of the geometry would make up for it
+        dearest = max(cost, elsewhere)
+        trial, richer = Trial(term, max(hopes), dearest), found
         # the most promising start first: the others lead to the same minimum or to none
         for hope, (map, x) in sorted(zip(hopes, starts, strict=True), key=lambda pair: -pair[0]):
-            if hope < HOPE * cost:
+            if hope < HOPE * dearest:
                 break
             richer = solved_with(found, map, x, settings, term, report)
             trial = Trial(term, gain(found, richer), cost)
             if trial.kept:
                 break
         trials.append(trial)
-        if trial.kept and richer is not found:
+        if richer is not found and trial.kept:
             found = richer
     return found, trials
 
