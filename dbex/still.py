@@ -217,9 +217,9 @@ class SigmaZCheck:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a fit can be used: `state` is good, incomplete, poor or not converged, `reasons` say why in words,
-    `advice` names what the data ask for beyond what was refined. A fit is incomplete where model and pixels agree but
-    the data contradict what was held."""
+    """Whether a fit can be used: `state` is good, fair, incomplete, poor or not converged, `reasons` say why in
+    words, `advice` names what the data ask for beyond what was refined. A fit is fair where only the noise of bright
+    spots is not reached, incomplete where model and pixels agree but the data contradict what was held."""
 
     state: str
     reasons: tuple[str, ...]

@@ -172,7 +172,7 @@ def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
     asked = asked_of(solved)
     if asked is None:
         return []
-    free, held, score, appears = len(solved.objective.map), asked.held, asked.score, asked.appears
+    held, score, appears = asked.held, asked.score, asked.appears
     chosen = score.selected(ASKED_ESDS * inflation)
     if not chosen:
         return []

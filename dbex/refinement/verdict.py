@@ -9,6 +9,8 @@ from dbex.still import Verdict
 #: Limits of a good fit: χ² over all and over core pixels, the median correlation of strong boxes, the relative error of
 #: F².
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
+#: Up to this χ² over all pixels a fit that misses only the noise of its bright spots is fair.
+FAIR_LIMIT = 3.0
 #: Least rank correlation of strong intensities with F²: 0 within 1/√n for the structure factors of something else,
 #: however well free intensities fit the pixels; above 0.5 on real stills.
 INTENSITY_CC_LIMIT = 0.3
@@ -31,10 +33,11 @@ def judge(
         reasons.append(
             f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})"
         )
-    if not figures["chi2_per_pixel"] <= CORE_LIMIT:
-        reasons.append(f"chi2 per pixel is {figures['chi2_per_pixel']:.2f} (good: up to {CORE_LIMIT})")
-    if not figures["chi2_core"] <= CORE_LIMIT:
-        reasons.append(f"chi2 per core pixel is {figures['chi2_core']:.2f} (good: up to {CORE_LIMIT})")
+    misfit = [
+        f"chi2 per {'core ' if name == 'chi2_core' else ''}pixel is {figures[name]:.2f} (good: up to {CORE_LIMIT})"
+        for name in ("chi2_per_pixel", "chi2_core")
+        if not figures[name] <= CORE_LIMIT
+    ]
     doubts = []
     if figures["boxes_cc"] >= FEWEST_STRONG and not figures["intensity_cc"] >= INTENSITY_CC_LIMIT:
         doubts.append(f"have a rank correlation of {figures['intensity_cc']:.2f} with F^2 (good: {INTENSITY_CC_LIMIT})")
@@ -45,7 +48,11 @@ def judge(
             f"intensities {' and '.join(doubts)}: are these the structure factors of this crystal, and is this the "
             "right one of its possible indexings?"
         )
-    state = "not converged" if not converged else "poor" if reasons else "good"
+    fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT)
+    state = "not converged" if not converged else "good" if not (reasons or misfit) else "fair" if fair else "poor"
+    reasons += misfit
+    if state == "fair":
+        reasons.append("the crystal is more than the model, as real ones are: intensities can be used")
     if not converged:
         reasons.insert(0, "the last steps were still large compared with the esds")
     if not reasons:

@@ -40,12 +40,27 @@ def test_what_agrees_with_the_pixels_within_the_noise_is_good(map):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"boxes_cc": 9.0}, "only 9 boxes stand out"),
-        ({"median_cc": 0.5}, "correlate with 0.50"),
-        ({"median_cc": float("nan")}, "correlate with nan"),
         ({"chi2_per_pixel": 2.5}, "chi2 per pixel is 2.50"),
         ({"chi2_core": 2.5}, "chi2 per core pixel is 2.50"),
         ({"chi2_core": float("nan")}, "chi2 per core pixel is nan"),
+    ],
+)
+def test_a_fit_that_misses_the_noise_of_bright_spots_alone_is_fair(map, changed, reason):
+    found = verdict(map, **changed)
+    assert found.state == "fair"
+    assert reason in found.reasons[0]
+    assert "intensities can be used" in found.reasons[1]
+    assert verdict(map, **changed, intensity_cc=0.1).state == "poor"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"boxes_cc": 9.0}, "only 9 boxes stand out"),
+        ({"median_cc": 0.5}, "correlate with 0.50"),
+        ({"median_cc": float("nan")}, "correlate with nan"),
+        ({"chi2_per_pixel": 3.5}, "chi2 per pixel is 3.50"),
+        ({"chi2_per_pixel": float("nan")}, "chi2 per pixel is nan"),
         ({"relative_model_error": 1.5}, "differ from F^2 by 150 %: are these the structure factors"),
         ({"intensity_cc": 0.1}, "rank correlation of 0.10 with F^2"),
         ({"intensity_cc": float("nan")}, "rank correlation of nan"),
