@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.demands import promised_by_geometry
+from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
 from dbex.refinement.settings import Settings
