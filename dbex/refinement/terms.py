@@ -17,6 +17,8 @@ from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimi
 from dbex.refinement.settings import Settings
 from dbex.still import Floats
 from nanobrag_torch.config import override
+from nanobrag_torch.lattice import reciprocal_basis
+from nanobrag_torch.spread import GAUSS_VARIANCE, node_covariance
 from nanobrag_torch.units import RADIANS_PER_DEGREE
 
 #: A bandwidth to begin with.
@@ -28,6 +30,8 @@ FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
 TRIAL_ITERATIONS = 9
 #: A term is tried where its beginning promises this part of its cost.
 HOPE = 0.5
+#: Fringes show only where the size of the blocks makes up this part of a node's variance; elsewhere they are blurred.
+LEAST_SIZE_SHARE = 0.1
 #: What flat faces stand in for: whichever of them was tried first, the better description stays.
 SQUARE_REPLACES = {"size", "size_tensor", "component"}
 #: The simple group that each tensor replaces, and the field of the crystal that it starts from.
@@ -122,7 +126,7 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
         beam = replace(map.beam, bandwidth=max(float(map.beam.bandwidth), FIRST_BANDWIDTH))
         return [widened(replace(map, beam=beam), x, crystal_groups, (*map.free_groups("beam"), "bandwidth"))]
     if term == "square":
-        if not set(crystal_groups) & SQUARE_REPLACES:
+        if not set(crystal_groups) & SQUARE_REPLACES or size_share(found) < LEAST_SIZE_SHARE:
             return []
         size, _ = isotropic_widths(map.models(torch.as_tensor(x)).crystal)
         groups = [group for group in crystal_groups if group not in SQUARE_REPLACES] + ["square"]
@@ -138,6 +142,16 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
     crystal = override(map.crystal, {field: float(getattr(models.crystal, field))})
     groups = [term if group == simple else group for group in crystal_groups]
     return [widened(replace(map, crystal=crystal), x, groups, map.free_groups("beam"))]
+
+
+def size_share(found: Round) -> float:
+    """The part of the variance of a node in the middle of the list that comes from the size of the blocks."""
+    models = found.objective.map.models(torch.as_tensor(found.solution.x))
+    hkl = found.objective.hkl[found.objective.boxes.node[:, 0]].double()
+    q = hkl @ reciprocal_basis(models.crystal, hkl).T
+    size, _ = isotropic_widths(models.crystal)
+    total = torch.diagonal(node_covariance(models.crystal, models.beam, q), dim1=1, dim2=2).sum(1)
+    return float(3 * GAUSS_VARIANCE / size**2 / total.median())
 
 
 def second_components(map: Parametrisation, x: Floats, groups: list[str]) -> list[tuple[Parametrisation, Floats]]:
