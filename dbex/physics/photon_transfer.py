@@ -6,22 +6,29 @@ the variance v = g (m − p) + σ² = g m + v₀ and the third cumulant g² (m �
 
 The noise of a tile's mean would bend the line, so tiles are placed and weighted by the mean of the tiles around them,
 an instrumental variable. Esds are those of the tiles' own scatter about the line.
+
+Where read-out noise is far below a photon, peaks of single photons tell gain, pedestal and noise of each panel by
+themselves (dbex.physics.photon_peaks), whatever differs between its parts; the line of all panels still weighs pixels
+whose pedestals nobody takes off.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
+from dbex.physics.panel_noise import PanelNoise, panel_noise
 from dbex.physics.sigma_z import sigma_z
-from dbex.physics.tiles import PixelNoise, Tiles, residuals_of, tiles_of, variance_of_variance
+from dbex.physics.tiles import PixelNoise, Tiles, background_values, residuals_of, tiles_of, variance_of_variance
 from dbex.still import Bools, Floats, Ints, SigmaZCheck
 
 #: Passes of clipping; the last two differ by less than a thousandth.
 PASSES = 3
+#: The median of the square of a standard normal number.
+MEDIAN_OF_SQUARE = 0.4549
 #: Quantile bins of the mean, through whose medians the line for clipping is drawn.
 BINS = 12
 #: The least variance that clips and weighs, in typical ones: of a dark tile one stray photon must not be an outlier.
@@ -93,6 +100,8 @@ class NoiseMeasurement:
     `uniform` says whether lines of one slope, with an intercept for each panel, explain the tiles; if not, the gain is
     that of one line through all of them, which weighs pixels. `gain_scatter` is how much panels' gains differ (rms,
     relative) beyond their esds, NaN where fewer than two are determined. `noise` is the model that clipped.
+    `resolved` says on how many panels single photons are told apart: where it is not 0 the panels' gains, pedestals
+    and noise are those of the photons' peaks, or like them.
     """
 
     together: NoiseRecord
@@ -100,6 +109,7 @@ class NoiseMeasurement:
     uniform: bool
     gain_scatter: float
     noise: PixelNoise | None
+    resolved: int = 0
 
     @property
     def determined(self) -> bool:
@@ -129,7 +139,32 @@ def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> No
     uniform = _misfit(tiles, noise) < UNIFORM
     if not uniform:
         tiles, noise = _clipped_tiles(images, masks, apart=False)
-    return _measurement(tiles, noise, uniform, len(images))
+    found = _measurement(tiles, noise, uniform, len(images))
+    peaks = panel_noise(list(background_values(images, masks, noise))) if noise else None
+    return with_peaks(found, peaks) if peaks else found
+
+
+def with_peaks(found: NoiseMeasurement, peaks: Sequence[PanelNoise]) -> NoiseMeasurement:
+    """A measurement whose panels have what the peaks of single photons say."""
+    panels = tuple(
+        replace(
+            record,
+            gain=Estimate(peak.gain, float(np.sqrt(peak.covariance[0, 0]))),
+            own_gain=peak.own,
+            pedestal=Estimate(peak.pedestal, float(np.sqrt(peak.covariance[1, 1]))),
+            variance_at_zero=_at_zero(peak),
+            sigma_readout=_root(Estimate(peak.variance, float(np.sqrt(peak.covariance[2, 2])))),
+            words=(),
+        )
+        for record, peak in zip(found.panels, peaks, strict=True)
+    )
+    return replace(found, panels=panels, gain_scatter=_scatter(panels), resolved=sum(peak.own for peak in peaks))
+
+
+def _at_zero(peak: PanelNoise) -> Estimate:
+    """v₀ = σ² − gain · pedestal."""
+    by = np.array([-peak.pedestal, -peak.gain, 1.0])
+    return Estimate(peak.variance - peak.gain * peak.pedestal, float(np.sqrt(by @ peak.covariance @ by)))
 
 
 def _clipped_tiles(
@@ -164,7 +199,17 @@ def pixel_noise(tiles: Tiles, panels: int, apart: bool) -> PixelNoise | None:
     slope = max(float(np.sum(weight * x * y)) / spread, 0.0) if spread > 0 else 0.0
     at_zero = _middles(tiles.variance - slope * tiles.guide, group, middle)
     at_zero = np.pad(at_zero, (0, panels - len(at_zero))) if apart else np.full(panels, at_zero[0])
-    return PixelNoise(slope, at_zero, skew, LEAST_VARIANCE * typical)
+    noise = PixelNoise(slope, at_zero, skew, LEAST_VARIANCE * typical, 0.0)
+    return replace(noise, excess=_excess(tiles, noise))
+
+
+def _excess(tiles: Tiles, noise: PixelNoise) -> float:
+    """How much more than chance variances of tiles scatter about the line, relative and squared, by the median."""
+    expected = noise.variance(tiles.guide, tiles.panel)
+    chance = variance_of_variance(expected, tiles.pixels, noise.skew)
+    squares = (tiles.variance - expected) ** 2
+    scale = float(np.median(squares / chance)) / MEDIAN_OF_SQUARE
+    return max(scale - 1.0, 0.0) * float(np.median(chance / expected**2))
 
 
 def _middles(values: Floats, group: Ints, middle: Callable[[Floats], Any]) -> Floats:

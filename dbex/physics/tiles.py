@@ -35,13 +35,15 @@ _PRODUCTS = (_BASIS[:, :, None] * _BASIS[:, None, :]).reshape(PIXELS, PLANE**2)
 @dataclass(frozen=True)
 class PixelNoise:
     """What a pixel of mean m on panel i varies by, as robust as medians are: `slope` m + `at_zero`[i], never below
-    `least`, in image units; `skew` is the third cumulant over the variance: the gain where photons are all the noise.
+    `least`, in image units; `skew` is the third cumulant over the variance: the gain where photons are all the noise;
+    `excess` is the relative variance of tiles' variances beyond chance: parts of a detector differ.
     """
 
     slope: float
     at_zero: Floats
     skew: float
     least: float
+    excess: float
 
     def variance(self, mean: Floats, panel: Ints | int) -> Floats:
         """Variance for means (…) of panel or panels."""
@@ -88,6 +90,29 @@ def residuals_of(
         free = np.sqrt(count / np.maximum(count - PLANE, 1))
         kept = used & _background(values, used, planes, i, noise)[:, None]
         yield i, planes[kept], ((values - planes) * free[:, None])[kept]
+
+
+@dataclass(frozen=True)
+class BackgroundValues:
+    """Values (k,) of a panel's background pixels, the number of the tile of each (k,), and the mean variance of tiles
+    about their planes."""
+
+    panel: int
+    values: Floats
+    tile: Ints
+    tile_variance: float
+
+
+def background_values(
+    images: Sequence[NDArray[Any]], trusted: Sequence[Bools], noise: PixelNoise
+) -> Iterator[BackgroundValues]:
+    """The background pixels of each panel as they are, those that `noise` clips left out."""
+    for i, (image, trust) in enumerate(zip(images, trusted, strict=True)):
+        values, used, planes, _ = _clipped(i, _cut(image), _cut(trust), noise)
+        good = _background(values, used, planes, i, noise)
+        _, _, variance, _, _ = _moments(values, used, planes)
+        tile, pixel = np.nonzero(used & good[:, None])
+        yield BackgroundValues(i, values[tile, pixel], tile, float(variance[good].mean()) if good.any() else 0.0)
 
 
 def _cut(image: NDArray[Any]) -> NDArray[Any]:
@@ -172,7 +197,7 @@ def _background(values: Floats, used: Bools, planes: Floats, panel: int, noise: 
 
 def _usual(variance: Floats, expected: Floats, pixels: Ints, noise: PixelNoise) -> Bools:
     """Whether variances of tiles are within 4.5 standard deviations of a χ² law as wide as theirs: Wilson-Hilferty."""
-    spread = variance_of_variance(expected, pixels, noise.skew)
+    spread = variance_of_variance(expected, pixels, noise.skew) + noise.excess * expected**2
     free = np.maximum(2 * expected**2 / spread, 0.5)  # below, a photon in a tile is an event and no χ² law
     limit = [np.maximum(1 - 2 / (9 * free) + z * np.sqrt(2 / (9 * free)), 0) ** 3 for z in (-4.5, 4.5)]
     return np.asarray((variance >= limit[0] * expected) & (variance <= limit[1] * expected))
