@@ -12,6 +12,7 @@ from dbex.errors import BadInput
 from dbex.io import masks, reflections
 from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments
 from dbex.io.images import RawImage, image_path, in_photons, read_image, within_trusted_range
+from dbex.io.measured import read_noise
 from dbex.io.structure_factors import check_crystal, read_amplitudes
 from dbex.models import carries_widths, create_beam_config, create_crystal_config, create_detector_config
 from dbex.physics.noise import counts_photons, noise_model
@@ -35,15 +36,18 @@ def read_stills(
     sigma_readout: float | None = None,
     sigma_map: str | Path | None = None,
     trusted_max: float | None = None,
+    noise: str | Path | None = None,
 ) -> "Stills":
     """The stills of an experiment list, read one after the other while they are iterated over; what they share is
     read at once.
 
     `gain` is in image units per photon; `sigma_readout`, the map and `trusted_max`, above which no pixel is trusted,
-    are in image units. Raises BadInput, here for
+    are in image units; `noise` is a file of dbex.estimate_noise, with them for each panel. Raises BadInput, here for
     the shared files, and at a still for what is wrong with it; iteration can go on with the next one.
     """
-    return Stills(expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map, trusted_max)
+    return Stills(
+        expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map, trusted_max, noise
+    )
 
 
 class Stills:
@@ -60,12 +64,20 @@ class Stills:
         sigma_readout: float | None,
         sigma_map: str | Path | None,
         trusted_max: float | None = None,
+        noise: str | Path | None = None,
     ) -> None:
+        if noise and (gain or sigma_readout or sigma_map):
+            raise BadInput(
+                "noise= holds gain and read-out noise of each panel: expected no gain=, sigma_readout= or "
+                "sigma_map= beside it"
+            )
         self.experiments = read_experiments(expt_path)
         self.table = reflections.read_table(refl_path)
         self.amplitudes, self.miller_array = read_amplitudes(mtz_path, mtz_columns)
         self.files = {"experiments": expt_path, "reflections": refl_path, "structure_factors": mtz_path}
-        self.files |= {name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map)) if path}
+        self.files |= {
+            name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map), ("noise", noise)) if path
+        }
         self.gain, self.sigma_readout, self.trusted_max = gain, sigma_readout, trusted_max
 
     def __len__(self) -> int:
@@ -84,7 +96,7 @@ class Stills:
         counting = counts_photons(detector, raw.whole_numbers)
         trusted = self.trusted(index, raw, counting, observed)
         noise = self.noise(index, counting, trusted)
-        images = in_photons(raw, noise.gain)
+        images = in_photons(raw, noise)
         configs = tuple(create_detector_config(panel, beam) for panel in detector)
         return Still(
             name=name,
@@ -149,6 +161,8 @@ class Stills:
 
     def noise(self, index: int, counting: bool, trusted: tuple[Bools, ...]) -> NoiseModel:
         """Gain and read-out noise with where they came from."""
+        if "noise" in self.files:
+            return read_noise(self.files["noise"], len(trusted))
         given, lookup = self.maps_of_noise(index)
         return noise_model(given, self.sigma_readout, lookup, gain=self.gain, counting=counting, trusted=trusted)
 

@@ -51,12 +51,15 @@ class Observed:
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How numbers in the image become photons: photons = value / gain; read-out noise in photons, per panel a number
-    or an array (slow, fast). `provenance` is sigma_map, sigma_scalar, external_lookup or photon_counting."""
+    """How numbers in the image become photons: photons = (value − pedestal) / gain; read-out noise in photons, per
+    panel a number or an array (slow, fast). `provenance` is measured, sigma_map, sigma_scalar, external_lookup or
+    photon_counting. `panels` holds gain and pedestal of each panel where they have their own; `gain` is then the mean.
+    """
 
     gain: float
     sigma_readout_photons: tuple[float | Floats, ...]
     provenance: str
+    panels: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ PULL_MEAN = 0.37
 COUNTER_GAIN = 0.02
 #: σ-Z of background pixels of a real still: what is asked for.
 SIGMA_Z = 0.03
+#: rms of 16 pulls of esds that hold: 1 within 0.18; σ² bounded by τ² ≥ 0 leans to one side by half an esd.
+PEAKS_PULL_RMS = 1.6
 #: A number against its esd, one case with a fixed seed.
 NOISE_ESDS = 4.0
 

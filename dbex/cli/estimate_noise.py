@@ -174,7 +174,7 @@ def remarks(found: "MeasuredNoise") -> Iterator[str]:
             "The detector is not uniform: tiles of one mean differ in variance more than chance explains, as where "
             "panels differ in pedestal or gain; the gain is that of one line through all panels, which weighs pixels."
         )
-        if together.skewness.value > ANOTHER_GAIN * together.gain.value:
+        if not measurement.resolved and together.skewness.value > ANOTHER_GAIN * together.gain.value:
             yield (
                 f"The background's skewness says about {together.skewness.value:.3g} a photon and not "
                 f"{together.gain.value:.3g}: bright pixels scatter more than the line says; subtract each panel's "
@@ -182,12 +182,33 @@ def remarks(found: "MeasuredNoise") -> Iterator[str]:
             )
     if measurement.gain_scatter > GAINS_ALIKE:
         yield f"Gains of panels differ by {100 * measurement.gain_scatter:.1f} % rms beyond their esds."
-    yield from pedestal_remarks(found)
+    if measurement.resolved:
+        yield photon_remark(found)
+    else:
+        yield from pedestal_remarks(found)
     if abs(together.correlation.value) > max(NOTABLE * together.correlation.esd, CORRELATED):
         yield (
             f"Neighbouring pixels correlate by {together.correlation.value:.3f} ± {together.correlation.esd:.3f}: "
             "light spreads over pixels, so that sums of pixels vary more than single ones say."
         )
+
+
+def photon_remark(found: "MeasuredNoise") -> str:
+    """What the peaks of single photons say, and how to use it."""
+    panels = [record for record in found.measurement.panels if record.own_gain]
+    ranges = [
+        f"{name} {min(values):.3g} … {max(values):.3g}"
+        for name, values in (
+            ("gain", [record.gain.value for record in panels]),
+            ("read-out noise", [record.sigma_readout.value for record in panels]),
+            ("pedestal", [record.pedestal.value for record in panels]),
+        )
+    ]
+    return (
+        f"Single photons are told apart on {found.measurement.resolved} of {len(found.measurement.panels)} panels: "
+        f"{', '.join(ranges)}. dbex.refine takes them panel by panel from noise=, the file of output.json=; gain= and "
+        "sigma_readout= below are for values from which no pedestal is taken off."
+    )
 
 
 def pedestal_remarks(found: "MeasuredNoise") -> Iterator[str]:
@@ -239,6 +260,7 @@ def write_json(found: "MeasuredNoise", lines: Sequence[str], arguments: Sequence
         "together": asdict(measurement.together),
         "panels": [asdict(record) for record in measurement.panels],
         "gain_scatter": measurement.gain_scatter,
+        "resolved": measurement.resolved,
         "sigma_z": found.check and asdict(found.check),
         "told": list(lines),
     }

@@ -30,6 +30,10 @@ sigma_readout = None
 sigma_map = None
   .type = path
   .help = "File with the read-out noise of every pixel, in the image's units; goes before sigma_readout."
+noise = None
+  .type = path
+  .help = "What dbex.estimate_noise wrote (its output.json): gain, pedestal and noise of each panel, instead of gain"
+          "and sigma_readout."
 trusted_max = None
   .type = numeric(above=0)
   .help = "Pixels above this, in the image's units, are not trusted: where a converter saturates below the trusted"
@@ -250,7 +254,7 @@ def require_files(parameters: Any) -> None:
         if getattr(parameters.input, path.partition(".")[2]) is None:
             raise BadInput(f"no {extension} file is given: expected {usage}")
     files = parameters.input
-    optional = filter(None, (parameters.mask, parameters.sigma_map))
+    optional = filter(None, (parameters.mask, parameters.sigma_map, parameters.noise))
     for name in (files.experiments, files.reflections, files.structure_factors, *optional):
         if not Path(name).is_file():
             raise BadInput(f"{name}: {'is a directory, not a file' if Path(name).is_dir() else 'no such file'}")

@@ -173,6 +173,7 @@ def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterato
             sigma_readout=parameters.sigma_readout,
             sigma_map=parameters.sigma_map,
             trusted_max=parameters.trusted_max,
+            noise=parameters.noise,
         )
     )
     index = 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dbex.errors import BadInput
 from dbex.io.files import reading
-from dbex.still import Bools, Image
+from dbex.still import Bools, Image, NoiseModel
 
 KIND = "an image that dxtbx knows"
 
@@ -68,10 +68,15 @@ def _check_shapes(panels: tuple[NDArray[Any], ...], detector: Any, path: Path) -
             )
 
 
-def in_photons(raw: RawImage, gain: float) -> tuple[Image, ...]:
-    """Values over gain. Counts below 2^24 with a gain of 1 are exact in float32, which halves the memory; anything
-    else is float64."""
-    limit = 2**24
+def in_photons(raw: RawImage, noise: NoiseModel) -> tuple[Image, ...]:
+    """Values less pedestals over gains.
+
+    Counts below 2^24 with a gain of 1 are exact in float32, which halves the memory; anything else is float64.
+    """
+    if noise.panels:
+        units = zip(raw.panels, noise.panels, strict=True)
+        return tuple((values - pedestal) / gain for values, (gain, pedestal) in units)
+    gain, limit = noise.gain, 2**24
     exact = gain == 1.0 and raw.whole_numbers and all(abs(p.min()) < limit and p.max() < limit for p in raw.panels)
     if exact:
         return tuple(panel.astype(np.float32) for panel in raw.panels)

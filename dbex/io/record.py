@@ -58,7 +58,11 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
             "rule": ROBUST_RULE,
             "boxes": [named(refined, int(i)) for i in refined.down_weighted()],
         },
-        "noise": {"gain": still.noise.gain, "provenance": still.noise.provenance},
+        "noise": {
+            "gain": still.noise.gain,
+            "provenance": still.noise.provenance,
+            "panels": [{"gain": gain, "pedestal": pedestal} for gain, pedestal in still.noise.panels],
+        },
         "structure_factors": {
             "dataset": still.amplitudes.dataset,
             "space_group": still.amplitudes.space_group,

@@ -16,12 +16,16 @@ LEAST_RESOLVED = 0.5
 @dataclass(frozen=True)
 class PanelNoise:
     """Gain, pedestal and read-out variance σ² of a panel in image units with their covariance (3, 3); `own` tells peaks
-    of its own from the gain and σ² of the other panels, with which its mean and variance give the pedestal."""
+    of its own from the gain and σ² of the other panels, with which its mean and variance give the pedestal.
+
+    `dark_variance` is what background varies by beyond its photons, σ² and whatever else makes it uneven.
+    """
 
     gain: float
     pedestal: float
     variance: float
     covariance: Floats
+    dark_variance: float
     own: bool
 
 
@@ -36,11 +40,15 @@ def panel_noise(backgrounds: Sequence[BackgroundValues]) -> tuple[PanelNoise, ..
     if not resolved or len(resolved) < LEAST_RESOLVED * len(found):
         return None
     return tuple(
-        PanelNoise(peaks.gain, peaks.pedestal, peaks.variance, peaks.covariance[:3, :3], True)
+        PanelNoise(peaks.gain, peaks.pedestal, peaks.variance, peaks.covariance[:3, :3], _dark(peaks, background), True)
         if peaks
         else _like_the_others(background, resolved)
         for peaks, background in zip(found, backgrounds, strict=True)
     )
+
+
+def _dark(peaks: PhotonPeaks, background: BackgroundValues) -> float:
+    return max(background.typical_excess(peaks.gain, peaks.pedestal), peaks.variance)
 
 
 def _like_the_others(background: BackgroundValues, resolved: Sequence[PhotonPeaks]) -> PanelNoise:
@@ -48,8 +56,9 @@ def _like_the_others(background: BackgroundValues, resolved: Sequence[PhotonPeak
     gains, variances = (np.array([getattr(peaks, name) for peaks in resolved]) for name in ("gain", "variance"))
     gain, variance = float(gains.mean()), float(variances.mean())
     if not len(background.values):
-        return PanelNoise(gain, np.nan, variance, np.full((3, 3), np.nan), False)
+        return PanelNoise(gain, np.nan, variance, np.full((3, 3), np.nan), variance, False)
     signal = background.tile_variance - variance
     spread = np.cov(gains, variances) if len(resolved) > 1 else np.zeros((2, 2))
     by = np.array([[1.0, 0.0], [signal / gain**2, 1 / gain], [0.0, 1.0]])
-    return PanelNoise(gain, float(background.values.mean()) - signal / gain, variance, by @ spread @ by.T, False)
+    pedestal = float(background.values.mean()) - signal / gain
+    return PanelNoise(gain, pedestal, variance, by @ spread @ by.T, variance, False)

@@ -34,6 +34,8 @@ HIGHEST_FREQUENCY = 0.45
 NARROWEST = 0.4
 #: Photons that the variance of tiles tells, and those that the peaks tell, agree within this factor.
 ALIKE = 2.0
+#: Nats a pixel that a comb may lack of a histogram: real panels lack 0.004 to 0.04, those of two gains 0.08.
+LARGEST_MISFIT = 0.05
 #: Gains that are tried at first.
 GUESSES = 400
 #: Peaks at most, steps at most, and the change of the log-likelihood per pixel that ends them.
@@ -67,16 +69,22 @@ def photon_peaks(
     low = values.min()
     index = np.rint((values - low) / width).astype(np.int64)
     counts = np.bincount(index).astype(np.float64)
-    guess = _guess(counts) or (like and (like.gain / width, like.variance / width**2))
+    guess = _guess(counts, tile_variance / width**2) or (like and (like.gain / width, like.variance / width**2))
     if not guess:
         return None
     gain, variance = guess
     place = np.arange(len(counts), dtype=np.float64)
     mean = float(np.average(place, weights=counts))
     photons = max((tile_variance / width**2 - variance) / gain**2, 0.0)
-    comb = _Comb(counts, gain, _phase(counts, gain, mean - photons * gain), variance)
-    comb.settle()
-    if not comb.is_one(tile_variance / width**2) or (whole and comb.variance < NARROWEST):
+    # A tooth too many below is found out, one too few is a bad fit.
+    for below in (0, 1):
+        comb = _Comb(counts, gain, _phase(counts, gain, mean - (photons + below) * gain), variance)
+        comb.settle()
+        if comb.is_one(tile_variance / width**2):
+            break
+    else:
+        return None
+    if whole and comb.variance < NARROWEST:
         return None
     covariance = comb.covariance(index, tile)
     if covariance is None or not 0 < covariance[0, 0] < (LARGEST_ESD * comb.gain) ** 2:
@@ -89,8 +97,9 @@ def photon_peaks(
     return PhotonPeaks(gain, pedestal + low, variance, spread, by @ covariance @ by.T)
 
 
-def _guess(counts: Floats) -> tuple[float, float] | None:
-    """Gain and σ² in bins for which −ln |φ| is as the module says, by least squares; None where there is no comb."""
+def _guess(counts: Floats, tile_variance: float) -> tuple[float, float] | None:
+    """Gain and σ² in bins for which −ln |φ| is as the module says, by least squares; None where there is no comb with
+    about as many photons as the variance within tiles says."""
     length = 8 * len(counts)
     phi = np.abs(np.fft.rfft(counts, length)) / counts.sum()
     frequency = np.arange(len(phi)) / length
@@ -109,6 +118,7 @@ def _guess(counts: Floats) -> tuple[float, float] | None:
     misfit = -(variance * ay + photons * by)  # but for what all gains share
     good = seen[np.minimum(np.rint(length / gains).astype(np.int64), len(seen) - 1)]
     good &= (photons > 0) & (variance < (WIDEST * gains) ** 2)
+    good &= (tile_variance - variance) / gains**2 > photons / ALIKE**2
     if not good.any():
         return None
     best = int(np.argmin(np.where(good, misfit, np.inf)))
@@ -174,13 +184,13 @@ class _Comb:
     def first_tooth(self) -> int:
         """Which tooth is that of no photon: teeth below it hold no more than wings of the noise.
 
-        Any mixture of Poisson laws has shares s for which k! s_k are moments of e^-λ, convex in k by their logarithms;
-        with a tooth too many below, the first three break this.
+        Any mixture of Poisson laws has shares s for which k! s_k are moments of e^-λ, convex in k by their logarithms:
+        from the tooth of no photon on, s₁² ≤ 2 s₀ s₂ for any three in a row, and the tooth before it breaks this.
         """
-        share, first = self.share, 0
-        while first + 2 < len(share) and share[first + 1] ** 2 > BROKEN * 2 * share[first] * share[first + 2]:
-            first += 1
-        return first
+        share = self.share
+        rising = np.arange(min(int(np.argmax(share)), len(share) - 2))
+        broken = share[rising + 1] ** 2 > BROKEN * 2 * share[rising] * share[rising + 2]
+        return int(np.flatnonzero(broken)[-1]) + 1 if broken.any() else 0
 
     def is_one(self, tile_variance: float) -> bool:
         """Whether peaks are told apart, the first is that of no photon, which some pixels must show, and there are as
@@ -191,7 +201,12 @@ class _Comb:
         if not (variance < (WIDEST * self.gain) ** 2 and lit > LEAST_LIT and dark > LEAST_DARK):
             return False
         mean = float(self.share @ (self.photons - first))
-        return mean / ALIKE < (tile_variance - variance) / self.gain**2 < mean * ALIKE
+        _, density, _ = self._densities()
+        seen = self.counts > 0
+        often = self.counts[seen] / self.counts.sum()
+        if float(often @ np.log(often / (density @ self.share)[seen].clip(1e-300))) > LARGEST_MISFIT:
+            return False
+        return bool(mean / ALIKE < (tile_variance - variance) / self.gain**2 < mean * ALIKE)
 
     def covariance(self, index: Ints, tile: Ints) -> Floats | None:
         """Covariance (4, 4) of gain, pedestal, σ² and τ² from the scores of tiles; None where they do not give one."""

@@ -76,6 +76,7 @@ class NoiseRecord:
     `mean_range` holds the 5 and 95 % quantiles of the tiles' means. `correlation` is that of neighbouring pixels.
     `skewness` is the third cumulant over the variance: the gain, or less where read-out noise adds to the variance.
     `misfit` is how many times as much tiles scatter about the line as chance explains.
+    `sigma_dark` is what background scatters by beyond its photons, read-out noise and whatever else makes it uneven.
     `own_gain` tells a gain measured here from one taken over from all panels; `words` say what is not determined.
     """
 
@@ -86,6 +87,7 @@ class NoiseRecord:
     own_gain: bool
     variance_at_zero: Estimate
     sigma_readout: Estimate
+    sigma_dark: float
     pedestal: Estimate
     skewness: Estimate
     correlation: Estimate
@@ -101,7 +103,8 @@ class NoiseMeasurement:
     that of one line through all of them, which weighs pixels. `gain_scatter` is how much panels' gains differ (rms,
     relative) beyond their esds, NaN where fewer than two are determined. `noise` is the model that clipped.
     `resolved` says on how many panels single photons are told apart: where it is not 0 the panels' gains, pedestals
-    and noise are those of the photons' peaks, or like them.
+    and noise are those of the photons' peaks, or like them. `weighing` scales the variance that is recommended, so that
+    mean Z² of the tiles is 1 also where one line does not hold for all.
     """
 
     together: NoiseRecord
@@ -110,6 +113,7 @@ class NoiseMeasurement:
     gain_scatter: float
     noise: PixelNoise | None
     resolved: int = 0
+    weighing: float = 1.0
 
     @property
     def determined(self) -> bool:
@@ -127,7 +131,7 @@ class NoiseMeasurement:
         nothing = max(SIGNIFICANT * at_zero.esd, NEGLIGIBLE * gain * self.together.mean_range[0])
         if not self.determined or at_zero.value < -nothing:
             return None
-        return gain, float(np.sqrt(max(at_zero.value, at_zero.esd)))
+        return gain * self.weighing, float(np.sqrt(max(at_zero.value, at_zero.esd) * self.weighing))
 
 
 def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> NoiseMeasurement:
@@ -140,6 +144,10 @@ def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> No
     if not uniform:
         tiles, noise = _clipped_tiles(images, masks, apart=False)
     found = _measurement(tiles, noise, uniform, len(images))
+    if not uniform and found.recommended:
+        gain, sigma = found.recommended
+        z2 = tiles.variance / np.maximum(gain * tiles.mean + sigma**2, noise.least if noise else 0.0)
+        found = replace(found, weighing=float(np.average(z2, weights=tiles.pixels)))
     peaks = panel_noise(list(background_values(images, masks, noise))) if noise else None
     return with_peaks(found, peaks) if peaks else found
 
@@ -154,6 +162,7 @@ def with_peaks(found: NoiseMeasurement, peaks: Sequence[PanelNoise]) -> NoiseMea
             pedestal=Estimate(peak.pedestal, float(np.sqrt(peak.covariance[1, 1]))),
             variance_at_zero=_at_zero(peak),
             sigma_readout=_root(Estimate(peak.variance, float(np.sqrt(peak.covariance[2, 2])))),
+            sigma_dark=float(np.sqrt(peak.dark_variance)),
             words=(),
         )
         for record, peak in zip(found.panels, peaks, strict=True)
@@ -291,7 +300,9 @@ def _record(
     if noise is None or len(tiles) < LEAST_TILES or not tiles.variance.any():
         few = f"{len(tiles)} tiles of background: expected at least {LEAST_TILES}"
         why = (few if len(tiles) < LEAST_TILES else "pixels do not differ at all",)
-        return NoiseRecord(panel, len(tiles), (np.nan, np.nan), NONE, False, *(NONE,) * 5, np.nan, why)
+        return NoiseRecord(
+            panel, len(tiles), (np.nan, np.nan), NONE, False, NONE, NONE, np.nan, *(NONE,) * 3, np.nan, why
+        )
     weight = _weights(tiles, noise)
     single = np.arange(len(tiles))
     # Panels that do not keep to one line err as panels, if there are enough of them to tell.
@@ -307,8 +318,8 @@ def _record(
     sigma = _root(parted if pedestal.differs_from_zero else at_zero)
     skewness, correlation = _skewness(tiles, weight), _correlation(tiles, weight)
     return NoiseRecord(
-        panel, len(tiles), (low, high), gain, not words, at_zero, sigma, pedestal, skewness, correlation,
-        line.misfit, words,
+        panel, len(tiles), (low, high), gain, not words, at_zero, sigma, sigma.value or sigma.esd, pedestal, skewness,
+        correlation, line.misfit, words,
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ PLANE = 3
 #: A tile needs three quarters of its pixels, and may lose so many to clipping.
 LEAST_PIXELS = 48
 MOST_CLIPPED = 2
+#: Median of a tile's variance over its mean, χ² of 61 numbers (Wilson-Hilferty).
+MEDIAN_OF_CHI = (1 - 2 / (9 * (PIXELS - PLANE))) ** 3
 #: Clipping, in standard deviations: a Gaussian loses 1.5e-5 of its variance beyond five.
 CLIP_SIGMAS = 5.0
 
@@ -94,13 +96,19 @@ def residuals_of(
 
 @dataclass(frozen=True)
 class BackgroundValues:
-    """Values (k,) of a panel's background pixels, the number of the tile of each (k,), and the mean variance of tiles
-    about their planes."""
+    """Values (k,) of a panel's background pixels, the number of the tile of each (k,), the mean variance of tiles about
+    their planes, and mean and variance of each tile."""
 
     panel: int
     values: Floats
     tile: Ints
     tile_variance: float
+    means: Floats
+    variances: Floats
+
+    def typical_excess(self, gain: float, pedestal: float) -> float:
+        """Variance of the tile in the middle beyond that of its photons: bright tiles are uneven by themselves."""
+        return float(np.median(self.variances / MEDIAN_OF_CHI - gain * (self.means - pedestal)))
 
 
 def background_values(
@@ -110,9 +118,10 @@ def background_values(
     for i, (image, trust) in enumerate(zip(images, trusted, strict=True)):
         values, used, planes, _ = _clipped(i, _cut(image), _cut(trust), noise)
         good = _background(values, used, planes, i, noise)
-        _, _, variance, _, _ = _moments(values, used, planes)
+        _, mean, variance, _, _ = _moments(values, used, planes)
         tile, pixel = np.nonzero(used & good[:, None])
-        yield BackgroundValues(i, values[tile, pixel], tile, float(variance[good].mean()) if good.any() else 0.0)
+        typical = float(variance[good].mean()) if good.any() else 0.0
+        yield BackgroundValues(i, values[tile, pixel], tile, typical, mean[good], variance[good])
 
 
 def _cut(image: NDArray[Any]) -> NDArray[Any]:
