@@ -34,7 +34,7 @@ from dbex.refinement.rounds import (
 )
 from dbex.refinement.shoeboxes import keys, predict, shoeboxes
 from dbex.refinement.tables import box_table
-from dbex.still import Floats, Observed
+from dbex.still import Floats, Ints, Observed
 from nanobrag_torch.lattice import reciprocal_basis
 
 #: The subsets that are compared: largest |k|, least intensity over its esd. A Gaussian's tail beyond 2.5 widths is a
@@ -46,9 +46,10 @@ STRONG = 5.0
 
 @dataclass(frozen=True)
 class Compared:
-    """Reflections that both programs measured (n,): F², |k|, our intensity and its esd, DIALS' sums divided by the
-    factor Ω P C and the B factor of our model, and the sums as they are."""
+    """Reflections that both programs measured (n,): the number of the Laue class, F², |k|, our intensity and its esd,
+    DIALS' sums divided by the factor Ω P C and the B factor of our model, and the sums as they are."""
 
+    laue: Ints
     square_F: Floats
     k: Floats
     ours: Floats
@@ -123,7 +124,10 @@ def compared(still, table, b_factor_A2, q_squared, sums):
     both = (theirs >= 0) & np.isfinite(table.intensity) & np.isfinite(table.variance)
     both &= np.isin(keys(table.hkl), keys(still.amplitudes.hkl[still.held_out]))
     raw = sums.intensity[theirs[both]]
+    known, sought = keys(still.amplitudes.hkl), keys(table.hkl[both])
+    order = np.argsort(known)
     return Compared(
+        laue_classes(still.amplitudes)[order[np.searchsorted(known, sought, sorter=order)]],
         table.prior_intensity[both],
         np.abs(table.excitation[both]),
         table.intensity[both],
@@ -155,7 +159,19 @@ def figures(found):
     name = f"rms ln(I/F2), I/sig>{STRONG:g}"
     counts[name] = int(strong.sum())
     result[name] = [float(np.std(np.log(values[strong] / found.square_F[strong]))) for values in columns]
+    first, second = pairs(found.laue, strong & (found.k < 2.0))
+    name = f"rms ln(I/I') of equivalents / sqrt 2, |k|<2, I/sig>{STRONG:g}"
+    counts[name] = len(first)
+    result[name] = [float(np.sqrt(np.mean(np.log(v[first] / v[second]) ** 2) / 2)) for v in columns if len(first)]
+    result[name] = result[name] or [float("nan")] * len(columns)
     return result, counts
+
+
+def pairs(laue, chosen):
+    """Places (n,), (n,) of all pairs of chosen reflections that are equivalent."""
+    rows = np.flatnonzero(chosen)
+    same = np.triu(laue[rows][:, None] == laue[rows], 1)
+    return tuple(rows[part] for part in np.nonzero(same))
 
 
 def one_split(still, settings, sums, generator):
