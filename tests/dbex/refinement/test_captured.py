@@ -25,14 +25,14 @@ def test_the_amplitude_follows_the_crystal_as_its_derivatives_say(drawn):
     spots = observed_predictions(still, truth.models)
     fit = objective_for(still, truth.map, shoeboxes(still, spots, spots), ModelError(0.1))
     x = truth.zero
-    slopes = captured_slopes(fit.nodes_at(x), columns_of(fit, x), 1, truth.map.beam)
+    slopes = captured_slopes(fit.nodes_at(x), columns_of(fit, x), fit.groups.parts.node, truth.map.beam)
     steps = 0.1 * steps_of(truth.map)
     for i, parameter in enumerate(truth.map.parameters):
         direction = torch.zeros_like(x)
         direction[i] = steps[i]
 
         def total(at):
-            return float(ln_captured(fit.nodes_at(at), 1, truth.map.beam).sum())
+            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, truth.map.beam).sum())
 
         numeric = extrapolated_difference(total, x, direction)
         # a rotation about the beam changes nothing but the last digits
