@@ -63,12 +63,22 @@ class NoiseModel:
 
 
 @dataclass(frozen=True)
+class OtherLattices:
+    """The other crystals on a still's image: how many, and their Bragg light as their own fits have it, photons, one
+    array (slow, fast) a panel."""
+
+    count: int
+    photons: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
 class Still:
     """One still as read, one entry a panel in `images_photons` and `trusted` (slow, fast), dxtbx's models as they
     are, the opaque reflection table that they came with, and the experiment's place in the list that was read.
 
     `held_out` (m,) marks amplitudes whose reflections get no box, to judge a fit by that never saw them; as neighbours
-    they keep their place and their tails.
+    they keep their place and their tails. `others` are further lattices on the same image, None where it has one alone
+    or nothing is known of them yet.
     """
 
     name: str
@@ -86,6 +96,7 @@ class Still:
     left_out: dict[str, int] = field(default_factory=dict)
     index: int = 0
     held_out: Bools | None = None
+    others: OtherLattices | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,8 @@ class BoxTable:
 
 @dataclass(frozen=True)
 class PixelTable:
-    """One row a pixel (n), in photons; data and variance are those before subtraction of the background."""
+    """One row a pixel (n), in photons; data and variance are those before subtraction of the background, which is the
+    plane of the box and what other lattices on the image send, `other_lattices`."""
 
     box: Ints
     panel: Ints
@@ -194,6 +206,7 @@ class PixelTable:
     fast: Ints
     data: Floats
     background: Floats
+    other_lattices: Floats
     bragg: Floats
     variance: Floats
     used: Bools

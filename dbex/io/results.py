@@ -19,7 +19,7 @@ FLAGS = flex.reflection_table.flags
 
 #: Units of the columns of pixels.h5; what is not here has none.
 UNITS = {
-    **dict.fromkeys(("data", "background", "bragg", "background_mean"), "photons"),
+    **dict.fromkeys(("data", "background", "other_lattices", "bragg", "background_mean"), "photons"),
     "slow": "pixels",
     "fast": "pixels",
     "bbox": "pixels",
@@ -34,7 +34,8 @@ PIXEL_VARIANCE_UNIT = "photons^2"
 STALE = {"delpsical2", "delpsical.weights", "entering", "x_resid", "x_resid2", "y_resid", "y_resid2", "rlp", "d"}
 MEANINGS = {
     "data": "counts before subtraction of the background",
-    "background": "the box's plane",
+    "background": "the box's plane, and the light of other lattices on the image",
+    "other_lattices": "that light alone, as the fits of those lattices have it",
     "bragg": "the model without background",
     "variance": "of data, before subtraction of the background",
     "used": "1 where the pixel entered the fit",

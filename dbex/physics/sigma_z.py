@@ -40,10 +40,11 @@ def background_sigma_z(pixels: PixelTable) -> SigmaZCheck:
     its residuals is given back: mean Z² is 1 where the variances are right.
     """
     residual = pixels.data - pixels.background - pixels.bragg
-    dark = np.maximum(pixels.variance - np.maximum(pixels.bragg, 0.0), 0.0)
+    spots = pixels.bragg + pixels.other_lattices
+    dark = np.maximum(pixels.variance - np.maximum(spots, 0.0), 0.0)
     used = np.bincount(pixels.box[pixels.used], minlength=int(pixels.box.max(initial=-1)) + 1)
     free = np.maximum(used - PLANE, 0)[pixels.box] / np.maximum(used[pixels.box], 1)
-    chosen = pixels.used & (np.abs(pixels.bragg) < BRAGG_LIMIT * np.sqrt(dark)) & (free > 0)
+    chosen = pixels.used & (np.abs(spots) < BRAGG_LIMIT * np.sqrt(dark)) & (free > 0)
     chosen &= np.abs(residual) < OUTLIER_Z * np.sqrt(pixels.variance)
     z = residual[chosen] / np.sqrt(pixels.variance[chosen] * free[chosen])
     return sigma_z(z, (pixels.background + pixels.bragg)[chosen], pixels.panel[chosen])

@@ -69,6 +69,8 @@ def conclude(
         "search_median_px_after": found.median_px_after if found else float("nan"),
         "explained_spots": found.explained if found else float("nan"),
     }
+    if still.others is not None:
+        figures["lattices"] = 1.0 + still.others.count
     figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
         f"cost_{trial.name}": trial.cost for trial in trials
     }

@@ -32,8 +32,10 @@ class Group:
     owner: Tensor
 
     def given(self, boxes: Shoeboxes) -> tuple[Tensor, Tensor]:
-        """Basis (b, 3, pixels) and data (b, 1, pixels) of its boxes."""
-        return boxes.basis[self.part, : self.pixels].transpose(1, 2), boxes.data[self.part, None, : self.pixels]
+        """Basis (b, 3, pixels) of its boxes, and what basis and nodes are to explain (b, 1, pixels): the data without
+        the light of other lattices."""
+        own = boxes.data[self.part, None, : self.pixels] - boxes.others[self.part, None, : self.pixels]
+        return boxes.basis[self.part, : self.pixels].transpose(1, 2), own
 
     def of_parts(self, weights: Tensor) -> Tensor:
         """Weights (b, reach) of nodes as those of their parts (b, l), zero for padding."""

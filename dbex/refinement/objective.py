@@ -50,10 +50,11 @@ FEW, VISIBLE = 2, 0.15
 
 @dataclass(frozen=True)
 class Local:
-    """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the merit
-    χ² + prior terms, the factor of the intensities' system, and for each group the columns (b, 4 + k, p) of what is
-    linear: basis, data, profiles. `sd` (m,) are those of the intensities' prior, `ln_captured` (m,) the amplitudes that
-    it was frozen at, None where it stands for |F|² itself."""
+    """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the
+    background with the light of other lattices, the merit χ² + prior terms, the factor of the intensities' system, and
+    for each group the columns (b, 4 + k, p) of what is linear: basis, data less that light, profiles. `sd` (m,) are
+    those of the intensities' prior, `ln_captured` (m,) the amplitudes that it was frozen at, None where it stands for
+    |F|² itself."""
 
     planes: Tensor
     intensity: Tensor
@@ -192,7 +193,7 @@ class Objective:
         for group, X in zip(self.groups.groups, columns, strict=True):
             part, p = group.part, group.pixels
             model = factors[part, :, : X.shape[1]] @ X
-            background[part, :p], bragg[part, :p] = model[:, 0], model[:, 1]
+            background[part, :p], bragg[part, :p] = model[:, 0] + boxes.others[part, :p], model[:, 1]
             chi2 += float((w[part, :p] * (X[:, DATA] - model.sum(1)) ** 2).sum())
         shape = (*w.shape, most)
         return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, shape, sd)
@@ -243,7 +244,7 @@ class Objective:
         for (group, found), columns in by_group:
             part, p = group.part, group.pixels
             linear = columns.clone()
-            linear[:, DATA] -= local.background[part, :p] + local.bragg[part, :p]
+            linear[:, DATA] = boxes.data[part, :p] - local.background[part, :p] - local.bragg[part, :p]
             linear *= root[part, None, :p]
             sums_linear = found.sums @ linear.transpose(1, 2)
             plane = linear[:, :DATA] @ linear.transpose(1, 2)

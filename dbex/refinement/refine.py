@@ -1,7 +1,7 @@
 """One still from start to verdict: search, widths, all predicted reflections, and what the data say of the result."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,24 +35,42 @@ class Fitted:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Reports:
+    """Keeps every iteration, and passes it on with the name of what is refined before its stage."""
+
+    progress: Progress | None
+    prefix: str = ""
+    history: list[Iteration] = field(default_factory=list)
+
+    def __call__(self, iteration: Iteration) -> None:
+        """One more."""
+        self.history.append(iteration)
+        if self.progress is not None:
+            self.progress(replace(iteration, stage=self.prefix + iteration.stage))
+
+
 def refine_still(still: Still, settings: Settings, progress: Progress | None = None) -> Refined:
     """Refine one still. Raises BadInput where nothing can be refined: no indexed spot among the amplitudes, no box."""
-    history: list[Iteration] = []
+    report = Reports(progress)
+    return concluded(fit_still(still, settings, report), settings, report)
 
-    def report(iteration: Iteration) -> None:
-        history.append(iteration)
-        if progress is not None:
-            progress(iteration)
 
-    fitted = fit_still(still, settings, report)
+def concluded(fitted: Fitted, settings: Settings, report: Reports) -> Refined:
+    """What follows from the last round, with the seconds of everything."""
     began = time.perf_counter()
-    refined = conclude(fitted.still, settings, fitted.final, fitted.found, fitted.trials, history)
+    refined = conclude(fitted.still, settings, fitted.final, fitted.found, fitted.trials, report.history)
     seconds = fitted.seconds | {"conclusion": time.perf_counter() - began}
     return replace(refined, seconds=seconds | {"total": sum(seconds.values())})
 
 
 def fit_still(still: Still, settings: Settings, report: Progress) -> Fitted:
     """The rounds of `refine_still`, without what follows from them."""
+    return with_terms(rough_fit(still, settings, report), settings, report)
+
+
+def rough_fit(still: Still, settings: Settings, report: Progress) -> Fitted:
+    """Search, scale and widths, and the first rounds of all predicted reflections, with the simplest terms."""
     clock = [time.perf_counter()]
     map = start(still, settings)
     found = search(still, map, np.zeros(len(map))) if settings.start != "near" else None
@@ -63,14 +81,20 @@ def fit_still(still: Still, settings: Settings, report: Progress) -> Fitted:
     clock.append(time.perf_counter())
     simple = all_predicted(still, map, x, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
     clock.append(time.perf_counter())
-    chosen, trials = choose_terms(simple, settings, report)
+    names = ("search", "strong_spots", "all_predicted")
+    seconds = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
+    return Fitted(still, simple, found, [], seconds)
+
+
+def with_terms(fitted: Fitted, settings: Settings, report: Progress) -> Fitted:
+    """The terms that the data ask for, hot pixels left out, and rounds until the boxes stay."""
+    began, still = time.perf_counter(), fitted.still
+    chosen, trials = choose_terms(fitted.final, settings, report)
     still = without_hot_pixels(still, chosen)
     final = all_predicted(still, chosen.objective.map, chosen.solution.x, settings, report, before=chosen)
     again = without_hot_pixels(still, final)
     if again is not still:
         still = again
         final = all_predicted(still, final.objective.map, final.solution.x, settings, report, before=final)
-    clock.append(time.perf_counter())
-    names = ("search", "strong_spots", "all_predicted", "terms")
-    seconds = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    return Fitted(still, final, found, trials, seconds)
+    seconds = fitted.seconds | {"terms": time.perf_counter() - began}
+    return replace(fitted, still=still, final=final, trials=trials, seconds=seconds)

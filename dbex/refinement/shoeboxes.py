@@ -57,14 +57,15 @@ class Shoeboxes:
     """The pixels of n boxes of equal array size, and which reflections reach them.
 
     `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
-    are fewer. `data` and `sigma_squared` (photons, photons²), `inside` (not padding) and `used` are (n, p); `basis`
-    (n, p, 3) spans the planes; `bbox` (n, 4).
+    are fewer. `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons,
+    photons²), `inside` (not padding) and `used` are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
     """
 
     pixels: BoxPixels
     inside: Tensor
     used: Tensor
     data: Tensor
+    others: Tensor
     sigma_squared: Tensor
     basis: Tensor
     bbox: Ints
@@ -228,7 +229,7 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
         np.abs(span)[None, :, None] <= half[:, 1, None, None]
     )
     fast, slow, within = (a.reshape(len(chosen), -1) for a in (fast, slow, within))
-    data, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
+    data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
     own = _nearest(chosen, everything, slow, fast, within)
     used = own & trusted
     left_out = {
@@ -265,6 +266,7 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
         torch.as_tensor(np.arange(order.shape[1]) < count[:, None]),
         packed(used),
         packed(data),
+        packed(others),
         packed(sigma_squared),
         basis,
         bbox[keep],
@@ -280,9 +282,10 @@ def _packed(mine: Bools) -> tuple[Ints, Ints]:
     return np.argsort(~mine, axis=1, kind="stable")[:, : max(int(count.max(initial=0)), 1)], count
 
 
-def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Bools, Bools]:
-    """Data, σ², being on the panel and trust of pixels (n, p); what lies outside a panel is not trusted and reads 0."""
-    data, sigma_squared = np.zeros(slow.shape), np.zeros(slow.shape)
+def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Floats, Bools, Bools]:
+    """Data, light of other lattices, σ², being on the panel and trust of pixels (n, p); what lies outside a panel is
+    not trusted and reads 0."""
+    data, others, sigma_squared = np.zeros(slow.shape), np.zeros(slow.shape), np.zeros(slow.shape)
     on_panel, trusted = np.zeros(slow.shape, bool), np.zeros(slow.shape, bool)
     for i in np.unique(panel):
         rows = np.nonzero(panel == i)[0]
@@ -293,9 +296,11 @@ def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, 
         good = inside & still.trusted[i][s, f]
         sigma = still.noise.sigma_readout_photons[i]
         data[rows] = np.where(good, still.images_photons[i][s, f], 0.0)
+        if still.others is not None:
+            others[rows] = np.where(inside, still.others.photons[i][s, f], 0.0)
         sigma_squared[rows] = np.where(inside, sigma[s, f] if isinstance(sigma, np.ndarray) else sigma, 0.0) ** 2
         on_panel[rows], trusted[rows] = inside, good
-    return data, sigma_squared, on_panel, trusted
+    return data, others, sigma_squared, on_panel, trusted
 
 
 def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Ints, within: Bools) -> Bools:

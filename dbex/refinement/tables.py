@@ -167,6 +167,7 @@ def pixel_table(solved: Solved) -> PixelTable:
         fast=boxes.pixels.fast.numpy()[pick],
         data=boxes.data.numpy()[pick],
         background=local.background.numpy()[pick],
+        other_lattices=boxes.others.numpy()[pick],
         bragg=local.bragg.numpy()[pick],
         variance=solved.variance.numpy()[pick],
         used=boxes.used.numpy()[pick],

@@ -42,7 +42,8 @@ def verdict_line(refined: Refined) -> str:
         f"over {count(figures, 'pixels')} pixels, {figure(figures, 'chi2_core')} over {count(figures, 'core_pixels')} "
         f"core pixels; median CC {figure(figures, 'median_cc')} of {count(figures, 'boxes_cc')} bright spots"
     )
-    return "; ".join([fit, *refined.verdict.reasons])
+    lattices = [f"{count(figures, 'lattices')} lattices on this image"] if "lattices" in figures else []
+    return "; ".join([fit, *lattices, *refined.verdict.reasons])
 
 
 def figure(figures: dict[str, float], name: str) -> str:

@@ -113,7 +113,7 @@ def drawn_spots(position, row, still, rng):
     used = np.broadcast_to((slow > 0) | (fast > 0), bragg.shape)
     variance = background + bragg + READOUT_PHOTONS**2
     box = np.broadcast_to(np.arange(n)[:, None, None], bragg.shape)
-    flat = [a.reshape(-1) for a in (box, np.zeros_like(box), y, x, data, background, bragg, variance, used)]
+    flat = [a.reshape(-1) for a in (box, np.zeros_like(box), y, x, data, background, 0 * bragg, bragg, variance, used)]
     z2 = ((data - background - bragg) ** 2 / variance).mean((1, 2))
     cc = np.array([np.corrcoef(d.ravel(), m.ravel())[0, 1] for d, m in zip(data, background + bragg, strict=True)])
     noise = np.sqrt(variance.sum((1, 2)))

@@ -41,6 +41,7 @@ def objective(stage):
         everywhere,
         everywhere,
         data,
+        torch.zeros_like(data),
         data,
         planes,
         bbox,

@@ -43,7 +43,7 @@ def as_shoeboxes(at, near):
     empty = torch.zeros(slow.shape, dtype=torch.float64)
     planes = torch.zeros(*slow.shape, 3, dtype=torch.float64)
     pixels, bbox = BoxPixels(at.bounds[:, 0], slow, fast), at.bounds[:, 1:].numpy()
-    return Shoeboxes(pixels, inside, inside, empty, empty, planes, bbox, near.index.numpy(), node, {}), chosen
+    return Shoeboxes(pixels, inside, inside, empty, empty, empty, planes, bbox, near.index.numpy(), node, {}), chosen
 
 
 class TestDB_AT_027_ZeroStep:

@@ -29,6 +29,7 @@ def table(read_out=READOUT):
         fast=np.tile(fast, BOXES),
         data=data.ravel(),
         background=background.ravel(),
+        other_lattices=np.zeros(box.size),
         bragg=np.zeros(box.size),
         variance=(truth + read_out**2).ravel(),
         used=np.ones(box.size, dtype=bool),
