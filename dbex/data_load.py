@@ -11,14 +11,14 @@ from dbex.background import background_image, fit_planes, plane_basis
 from dbex.errors import BadInput
 from dbex.io import masks, reflections
 from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments
-from dbex.io.images import RawImage, image_path, in_photons, read_image, within_trusted_range
+from dbex.io.images import RawImage, check_panels, image_path, in_photons, read_image, within_trusted_range
 from dbex.io.measured import read_noise
 from dbex.io.structure_factors import check_crystal, read_amplitudes
 from dbex.models import carries_widths, create_beam_config, create_crystal_config, create_detector_config
 from dbex.physics.noise import counts_photons, noise_model
 from dbex.rois import Boxes, box_pixels, padded_boxes
 from dbex.spot_widths import widths_from_spots
-from dbex.still import Bools, Floats, NoiseModel, Observed, Still
+from dbex.still import Bools, Floats, Image, NoiseModel, Observed, Still
 from nanobrag_torch.config import CrystalConfig, DetectorConfig
 
 #: Pixels around a spot's own box that its tails may reach, which no background is taken from.
@@ -51,7 +51,8 @@ def read_stills(
 
 
 class Stills:
-    """The stills of an experiment list: `len`, iteration, and `read(index)` for one."""
+    """The stills of an experiment list: `len`, iteration, `read(index)` for one, `images()` and `read_lattices` for
+    all those that share an image."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Stills:
             name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map), ("noise", noise)) if path
         }
         self.gain, self.sigma_readout, self.trusted_max = gain, sigma_readout, trusted_max
+        self._lattices = _by_image(self.experiments)
 
     def __len__(self) -> int:
         return len(self.experiments)
@@ -86,17 +88,34 @@ class Stills:
     def __iter__(self) -> Iterator[Still]:
         return _Reading(self)
 
-    def read(self, index: int) -> Still:
-        """One still. Raises BadInput."""
+    def images(self) -> list[tuple[int, ...]]:
+        """The indices of the experiments on each image, which are to be refined together."""
+        return list(dict.fromkeys(self._lattices))
+
+    def read_lattices(self, indices: Sequence[int]) -> list[Still | BadInput]:
+        """Stills of one image, which is read once and which they share; in the place of one that cannot be read stands
+        why."""
+        shared = _SharedImage()
+        found: list[Still | BadInput] = []
+        for index in indices:
+            try:
+                found.append(self.read(index, shared))
+            except BadInput as error:
+                found.append(error.with_traceback(None))  # which would keep the image
+        return found
+
+    def read(self, index: int, shared: "_SharedImage | None" = None) -> Still:
+        """One still, its image `shared` with other lattices. Raises BadInput."""
+        shared = shared or _SharedImage()
         experiment, name = self.experiments[index], self.name(index)
         detector, beam = experiment.detector, experiment.beam
         self.check(index)
         observed, left_out = self.observed(index)
-        raw = read_image(experiment, name)
+        raw = shared.raw(experiment, name)
         counting = counts_photons(detector, raw.whole_numbers)
         trusted = self.trusted(index, raw, counting, observed)
         noise = self.noise(index, counting, trusted)
-        images = in_photons(raw, noise)
+        images = shared.photons(noise)
         configs = tuple(create_detector_config(panel, beam) for panel in detector)
         return Still(
             name=name,
@@ -116,13 +135,16 @@ class Stills:
         )
 
     def name(self, index: int) -> str:
-        """The image's name without its ending; with its number where one file holds several."""
+        """The image's name without its ending; with its number where one file holds several, and that of the lattice
+        where an image does."""
         imageset = self.experiments[index].imageset
         if imageset is None:
             return f"experiment {index}"
         stem = image_path(self.experiments[index]).stem
         number = imageset.indices()[0]
-        return f"{stem}_{number:05d}" if number else stem
+        name = f"{stem}_{number:05d}" if number else stem
+        lattices = self._lattices[index]
+        return f"{name}, lattice {lattices.index(index) + 1}" if len(lattices) > 1 else name
 
     def check(self, index: int) -> None:
         """Raise BadInput unless the models make sense and the structure factors are of this crystal."""
@@ -187,6 +209,40 @@ def _crystal_config(
         if widths:
             return create_crystal_config(crystal, experiment, domain_size_A=widths[0], mosaicity_deg=widths[1])
     return create_crystal_config(crystal, experiment)
+
+
+def _by_image(experiments: Any) -> list[tuple[int, ...]]:
+    """For each experiment the indices of those on its image; one without a single image is alone."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for index, experiment in enumerate(experiments):
+        images = experiment.imageset
+        single = images is not None and len(images) == 1
+        key = (str(image_path(experiment)), int(images.indices()[0])) if single else ("", index)
+        places.setdefault(key, []).append(index)
+    together = {index: tuple(indices) for indices in places.values() for index in indices}
+    return [together[index] for index in range(len(experiments))]
+
+
+class _SharedImage:
+    """An image that is read for the first of its lattices, and turned into photons once for each set of gains."""
+
+    def __init__(self) -> None:
+        self._raw: RawImage | None = None
+        self._photons: dict[Any, tuple[Image, ...]] = {}
+
+    def raw(self, experiment: Any, name: str) -> RawImage:
+        """The image as stored. Raises BadInput where it is not one of this experiment's detector."""
+        if self._raw is None:
+            self._raw = read_image(experiment, name)
+        check_panels(self._raw, experiment.detector)
+        return self._raw
+
+    def photons(self, noise: NoiseModel) -> tuple[Image, ...]:
+        """The image in photons, once it was read."""
+        units = noise.gain, noise.panels
+        if units not in self._photons and self._raw is not None:
+            self._photons[units] = in_photons(self._raw, noise)
+        return self._photons[units]
 
 
 class _Reading:

@@ -175,6 +175,14 @@ TRUTH_ESDS = 4.0
 #: The ratio of two scales, each known to 1 % by its esd.
 TRUTH_SCALE_RELATIVE = 0.03
 
+#: Numbers of two lattices on one image against the truth, in esds: 26 of them, and the seeds are fixed.
+LATTICE_ESDS = 3.0
+#: The same image with its lattices in the other order, in esds: turns end where none moves by a tenth.
+OTHER_ORDER_ESDS = 0.2
+#: The light of a lattice, drawn with two sub-pixels along an edge and not three, and not beyond five widths: measured
+#: 3e-4 of the highest pixel.
+LIGHT_OF_PEAK = 1e-3
+
 # --- compiled functions --------------------------------------------------------------------------------------------
 
 #: Compiled passes against plain ones, relative to the largest number of the box: the same operations in another order,

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,15 +26,16 @@ from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
 
 if TYPE_CHECKING:
+    from dbex.data_load import Stills
     from dbex.io.record import Run
-    from dbex.still import Still
+    from dbex.still import Refined, Still
 
 COMMAND = "dbex.refine"
 HELP = """\
 usage: dbex.refine still.expt still.refl structure.mtz mask=mask.pkl [key=value ...] [parameters.phil]
 
 Refines a diffraction still against its raw pixels: crystal, and on request detector and beam. Several stills in one
-.expt are refined one after the other.
+.expt are refined one after the other, several lattices on one image together.
 
   dbex.refine still.expt still.refl structure.mtz mask=mask.pkl refine.detector=distance,shift
 
@@ -139,7 +140,7 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
 
     set_num_threads(parameters.threads)
     keep_memory()
-    outcomes = list(outcomes_of(staging, parameters, run, log))
+    outcomes = sorted(outcomes_of(staging, parameters, run, log), key=lambda outcome: outcome.index)
     done = [outcome for outcome in outcomes if outcome.folder]
     if len(outcomes) == 1 and not done:
         raise BadInput(str(outcomes[0].reason))
@@ -159,43 +160,47 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
 
 
 def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterator[Outcome]:
-    """Read and refine one still after the other; one that cannot be used is told in a sentence, the next ones go on."""
+    """Read and refine one image after the other; a still that cannot be used is told in a sentence, the next ones go
+    on."""
     from dbex.data_load import read_stills
 
-    stills = iter(
-        read_stills(
-            parameters.input.experiments,
-            parameters.input.reflections,
-            parameters.input.structure_factors,
-            parameters.mask,
-            mtz_columns=parameters.mtz_columns,
-            gain=parameters.gain,
-            sigma_readout=parameters.sigma_readout,
-            sigma_map=parameters.sigma_map,
-            trusted_max=parameters.trusted_max,
-            noise=parameters.noise,
-        )
+    stills = read_stills(
+        parameters.input.experiments,
+        parameters.input.reflections,
+        parameters.input.structure_factors,
+        parameters.mask,
+        mtz_columns=parameters.mtz_columns,
+        gain=parameters.gain,
+        sigma_readout=parameters.sigma_readout,
+        sigma_map=parameters.sigma_map,
+        trusted_max=parameters.trusted_max,
+        noise=parameters.noise,
     )
-    index = 0
-    while outcome := next_outcome(stills, index, staging, parameters, run, log):
+    for indices in stills.images():
+        outcomes = outcomes_on_image(indices, stills, staging, parameters, run, log)
         give_back_memory()
-        yield outcome
-        index += 1
+        yield from outcomes
 
 
-def next_outcome(
-    stills: "Iterator[Still]", index: int, staging: Path, parameters: Any, run: "Run", log: Log
-) -> Outcome | None:
-    """What becomes of the next still, None after the last; nothing of it stays while the one after is read."""
-    began, name = time.perf_counter(), f"still {index}"
-    try:
-        still = next(stills)
-        name = still.name
-        return refine_one(index, still, staging, parameters, run, log, began)
-    except StopIteration:
-        return None
-    except BadInput as error:
-        return Outcome(index, name, reason=str(error))
+def outcomes_on_image(
+    indices: Sequence[int], stills: "Stills", staging: Path, parameters: Any, run: "Run", log: Log
+) -> list[Outcome]:
+    """What becomes of the lattices on an image; nothing of them stays while the next image is read."""
+    began = time.perf_counter()
+    found = dict(zip(indices, stills.read_lattices(indices), strict=True))
+    readable = {index: still for index, still in found.items() if not isinstance(still, BadInput)}
+    outcomes = [
+        Outcome(i, f"still {i}", reason=str(still)) for i, still in found.items() if isinstance(still, BadInput)
+    ]
+    read = time.perf_counter()
+    refined = refine_image(readable, run.settings, log) if readable else {}
+    seconds = {"reading": read - began, "refining": time.perf_counter() - read}
+    for index, result in refined.items():
+        if isinstance(result, BadInput):
+            outcomes.append(Outcome(index, readable[index].name, reason=str(result)))
+        else:
+            outcomes.append(written(index, result, staging, parameters, run, log, seconds))
+    return outcomes
 
 
 def give_back_memory() -> None:
@@ -205,21 +210,38 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def refine_one(
-    index: int, still: "Still", staging: Path, parameters: Any, run: "Run", log: Log, began: float
+def refine_image(stills: "Mapping[int, Still]", settings: Any, log: Log) -> "dict[int, Refined | BadInput]":
+    """Refine the stills of one image by their indices; in the place of one that cannot be refined stands why."""
+    from dbex.refinement.lattices import attempt, refine_lattices
+    from dbex.refinement.refine import refine_still
+
+    for still in stills.values():
+        log.line(f"{still.name}: {len(still.observed)} indexed reflections, panels: {len(still.detector)}")
+    first, *more = stills.values()
+    with closing(Progress(log, first.name)) as progress:
+        if more:
+            results = refine_lattices([first, *more], settings, progress)
+        else:
+            results = [attempt(refine_still, first, settings, progress)]
+    return dict(zip(stills, results, strict=True))
+
+
+def written(
+    index: int,
+    refined: "Refined",
+    staging: Path,
+    parameters: Any,
+    run: "Run",
+    log: Log,
+    seconds: Mapping[str, float],
 ) -> Outcome:
-    """Refine one still and write its folder; raises BadInput."""
+    """Write the folder of a refined still, and tell of it in the log."""
     from dbex.io.record import record, write_record
     from dbex.io.results import write_results
-    from dbex.refinement.refine import refine_still
     from dbex.report.figures import write_spots
     from dbex.report.summary import background, left_out, summary, table
 
-    read = time.perf_counter()
-    log.line(f"{still.name}: {len(still.observed)} indexed reflections, panels: {len(still.detector)}")
-    with closing(Progress(log, still.name)) as progress:
-        refined = refine_still(still, run.settings, progress)
-    refined_at = time.perf_counter()
+    began, still = time.perf_counter(), refined.still
     name = re.sub(r"[^\w.-]+", "_", Path(still.name).name).strip("._") or "still"
     folder = staging / f"{index:04d}_{name}"
     folder.mkdir()
@@ -229,8 +251,7 @@ def refine_one(
     log.line(background(refined.background))
     log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
-    content["seconds"] |= {"reading": read - began, "refining": refined_at - read}
-    content["seconds"] |= {"writing": time.perf_counter() - refined_at}
+    content["seconds"] |= {**seconds, "writing": time.perf_counter() - began}
     content["summary"] = summary(refined, parameters.output.directory)
     write_record(content, folder)
     told = {name: content[name] for name in ("verdict", "figures")}

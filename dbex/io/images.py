@@ -46,15 +46,18 @@ def read_image(experiment: Any, name: str) -> RawImage:
         raw = opened.get_raw_data(experiment.imageset.indices()[0]) if multiple else opened.get_raw_data()
         mask = opened.get_static_mask()
     panels = tuple(panel.as_numpy_array() for panel in (raw if isinstance(raw, tuple) else (raw,)))
-    _check_shapes(panels, experiment.detector, path)
     for i, panel in enumerate(panels):
         if not np.isfinite(panel).all():
             raise BadInput(f"{path} holds NaN on panel {i}: expected finite numbers; write the image again")
     whole = all(np.issubdtype(panel.dtype, np.integer) for panel in panels)
-    return RawImage(path, panels, whole, tuple(m.as_numpy_array() for m in mask) if mask else None)
+    image = RawImage(path, panels, whole, tuple(m.as_numpy_array() for m in mask) if mask else None)
+    check_panels(image, experiment.detector)
+    return image
 
 
-def _check_shapes(panels: tuple[NDArray[Any], ...], detector: Any, path: Path) -> None:
+def check_panels(image: RawImage, detector: Any) -> None:
+    """Raise BadInput where the image is not one of this detector."""
+    path, panels = image.path, image.panels
     if len(panels) != len(detector):
         raise BadInput(
             f"{path} has {len(panels)} panels but the detector has {len(detector)}: give the image of this experiment"

@@ -15,7 +15,16 @@ import numpy as np
 from dbex.errors import BadInput
 from dbex.refinement.light import bragg_light
 from dbex.refinement.refine import Fitted, Reports, concluded, rough_fit, with_terms
-from dbex.refinement.rounds import FIRST_ROUNDS, MAX_ROUNDS, ROUGH_ESDS, Progress, all_predicted, esds, resolution_limit
+from dbex.refinement.rounds import (
+    CONVERGED_ESDS,
+    FIRST_ROUNDS,
+    MAX_ROUNDS,
+    ROUGH_ESDS,
+    Progress,
+    all_predicted,
+    esds,
+    resolution_limit,
+)
 from dbex.refinement.settings import Settings
 from dbex.still import Image, OtherLattices, Refined, Still
 
@@ -24,7 +33,8 @@ TURNS, SETTLED_ESDS = 10, 0.1
 #: One that still moves by more than this has not converged.
 MOVED_ESDS = 0.5
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 Light = tuple[Image, ...] | None
 
 
@@ -43,7 +53,7 @@ def refine_lattices(
     ]
     lights = [light(fit, stills, settings) for fit in fits]
     moved = take_turns(fits, lights, stills, settings, reports)
-    refined = []
+    refined: list[Refined | BadInput] = []
     for i, report in enumerate(reports):
         # nothing of a fit stays once it is concluded: its pixels are in the tables
         fit, fits[i] = fits[i], BadInput()
@@ -58,7 +68,8 @@ def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | BadI
     try:
         return work(*args, **kwargs)
     except BadInput as error:
-        return error
+        # its traceback would keep the still
+        return error.with_traceback(None)
 
 
 def light(fit: Fitted | BadInput, stills: Sequence[Still], settings: Settings) -> Light:
@@ -87,13 +98,13 @@ def turn(
     settings: Settings,
     report: Progress,
     rounds: int = MAX_ROUNDS,
-    *tolerance_esds: float,
+    tolerance_esds: float = CONVERGED_ESDS,
 ) -> Fitted:
     """The fit solved anew from where it is, with its terms, beside the others as they are now."""
     began, before = time.perf_counter(), fit.final
     still = replace(fit.still, others=beside)
     final = all_predicted(
-        still, before.objective.map, before.solution.x, settings, report, rounds, *tolerance_esds, before=before
+        still, before.objective.map, before.solution.x, settings, report, rounds, tolerance_esds, before
     )
     seconds = fit.seconds.get("lattices", 0.0) + time.perf_counter() - began
     return replace(fit, still=still, final=final, seconds=fit.seconds | {"lattices": seconds})

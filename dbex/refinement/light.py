@@ -67,8 +67,13 @@ def patches(spots: Predictions, shapes: list[tuple[int, int]]) -> Shoeboxes:
     first = np.argsort(~within, axis=1, kind="stable")
     slow, fast, inside = (torch.as_tensor(np.take_along_axis(a, first, 1)) for a in (slow, fast, within))
     zero = torch.zeros(slow.shape, dtype=torch.float64)
-    bbox = np.stack([*(centre[:, 0] + side for side in (-half[:, 0], half[:, 0] + 1)),
-                     *(centre[:, 1] + side for side in (-half[:, 0], half[:, 0] + 1))], -1)
+    bbox = np.stack(
+        [
+            *(centre[:, 0] + side for side in (-half[:, 0], half[:, 0] + 1)),
+            *(centre[:, 1] + side for side in (-half[:, 0], half[:, 0] + 1)),
+        ],
+        -1,
+    )
     return Shoeboxes(
         BoxPixels(torch.as_tensor(spots.panel), slow, fast),
         inside,

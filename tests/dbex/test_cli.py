@@ -199,7 +199,7 @@ def stills(monkeypatch, refined):
 
     def prepare(*names):
         def read(*_, **__):
-            return iter(Reader(list(names), refined))
+            return Reader(list(names), refined)
 
         def refine(still, settings, progress=None):
             for step in STEPS:
@@ -219,21 +219,20 @@ class Reader:
         self.names, self.refined = names, refined
         self.given, self.alive = [], []
 
-    def __iter__(self):
-        return self
+    def images(self):
+        return [(index,) for index in range(len(self.names))]
 
-    def __next__(self):
-        if not self.names:
-            raise StopIteration
-        name = self.names.pop(0)
+    def read_lattices(self, indices):
+        (index,) = indices
+        name = self.names[index]
         if isinstance(name, BaseException):
             raise name
         if name.startswith("bad"):
-            raise BadInput(f"{name}: the image is absent")
+            return [BadInput(f"{name}: the image is absent")]
         still = renamed(self.refined, name, f"id-{name}").still
         self.alive.append([reference() is not None for reference in self.given])
         self.given.append(weakref.ref(still))
-        return still
+        return [still]
 
 
 def refine(out, *arguments):

@@ -64,6 +64,7 @@ def test_stills_of_one_file_come_one_after_the_other(serial_files):
     stills = read_stills(*serial_files)
     names = [still.name for still, _ in zip(stills, range(3), strict=False)]
     assert (len(stills), names) == (20, ["lyso_shot_0001", "lyso_shot_0002", "lyso_shot_0003"])
+    assert stills.images() == [(index,) for index in range(20)]
 
 
 def test_each_still_gets_its_own_spots(serial_files):
