@@ -148,6 +148,7 @@ def reflection_table(refined: Refined) -> Any:
         "dbex.chi2": boxes.chi2_per_pixel,
         "dbex.z": box_z(refined.pixels, len(boxes)),
         "dbex.weight": boxes.weight,
+        "dbex.other_lattices": other_lattices_esds(refined.pixels, len(boxes)),
     }.items():
         table[name] = flex.double(np.ascontiguousarray(values, dtype=float))
     table["flags"] = flags(boxes, table)
@@ -196,6 +197,16 @@ def box_z(pixels: PixelTable, boxes: int) -> np.ndarray:
     residual = (pixels.data - pixels.background - pixels.bragg)[pixels.used]
     with np.errstate(invalid="ignore"):
         return np.bincount(box, residual, boxes) / np.sqrt(np.bincount(box, pixels.variance[pixels.used], boxes))
+
+
+def other_lattices_esds(pixels: PixelTable, boxes: int) -> np.ndarray:
+    """By how many esds the light of other lattices would have raised the intensity of each box, had it not been taken
+    off: that light weighed with the spot's own profile over the variance."""
+    used = pixels.used
+    box, weight = pixels.box[used], np.abs(pixels.bragg[used]) / pixels.variance[used]
+    projected = np.bincount(box, weight * pixels.other_lattices[used], boxes)
+    curvature = np.bincount(box, weight * np.abs(pixels.bragg[used]), boxes)
+    return projected / np.sqrt(np.maximum(curvature, np.finfo(float).tiny))
 
 
 def columns(values: np.ndarray, dtype: type) -> list[np.ndarray]:

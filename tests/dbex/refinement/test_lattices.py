@@ -6,6 +6,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+from dials.array_family import flex
 
 from dbex.cli.refine import main
 from dbex.data_load import read_stills
@@ -163,6 +164,10 @@ def test_the_command_refines_both_whichever_comes_first(drawn, together, tmp_pat
         z2 = (pixels["data"] - pixels["background"] - pixels["bragg"]) ** 2 / pixels["variance"]
         assert z2[used].mean() == pytest.approx(still["figures"]["chi2_per_pixel"], rel=1e-9)
         assert (pixels["other_lattices"] > OVERLAPPED).any()
+        table = flex.reflection_table.from_file(str(out / still["folder"] / "refined.refl"))
+        shared = np.bincount(pixels["box"], pixels["other_lattices"] > OVERLAPPED, len(table)) > 0
+        esds = np.array(table["dbex.other_lattices"])
+        assert np.median(esds[~shared]) < 0.01 < 1 < np.median(esds[shared])
 
 
 def summaries(out, told):
