@@ -19,11 +19,18 @@ from dxtbx.model.experiment_list import ExperimentList
 from dbex.errors import BadInput
 from dbex.io.atomic import staged
 from dbex.io.record import Run, record, write_record
-from dbex.io.results import plain, refined_experiment, reflection_table, write_composite, write_results
+from dbex.io.results import (
+    other_lattices_esds,
+    plain,
+    refined_experiment,
+    reflection_table,
+    write_composite,
+    write_results,
+)
 from dbex.refinement.settings import Settings
 from dbex.still import BoxTable, PixelTable
 from tests.dbex.refined_example import PREDICTED_ONLY, ROOT, example_refined, renamed
-from tests.tolerances import ROUND_TRIP_ABSOLUTE, SPOT_Z_FOUR_SIGMA
+from tests.tolerances import REORDERED_SUM, ROUND_TRIP_ABSOLUTE, SPOT_Z_FOUR_SIGMA
 
 FLAGS = flex.reflection_table.flags
 RUN = Run("dbex.refine still.expt", "d_min = 2", Settings(d_min=2.0), "2026-01-01T00:00:00+00:00")
@@ -344,3 +351,15 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_of_one_that_liv
     child.wait()
     run()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_light_of_another_lattice_is_told_in_esds_of_the_intensity():
+    """Light of twice the spot's own, in its shape, would have raised the intensity by twice its signal over noise."""
+    pixels = example_refined().pixels
+    brighter, boxes = pixels.box == 60, int(pixels.box.max()) + 1
+    told = other_lattices_esds(replace(pixels, other_lattices=np.where(brighter, 2 * pixels.bragg, 0.0)), boxes)
+    mine = brighter & pixels.used
+    assert told[60] == pytest.approx(
+        2 * np.sqrt(np.sum(pixels.bragg[mine] ** 2 / pixels.variance[mine])), rel=REORDERED_SUM
+    )
+    assert not np.delete(told, 60).any()

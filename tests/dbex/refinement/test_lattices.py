@@ -167,7 +167,8 @@ def test_the_command_refines_both_whichever_comes_first(drawn, together, tmp_pat
         table = flex.reflection_table.from_file(str(out / still["folder"] / "refined.refl"))
         shared = np.bincount(pixels["box"], pixels["other_lattices"] > OVERLAPPED, len(table)) > 0
         esds = np.array(table["dbex.other_lattices"])
-        assert np.median(esds[~shared]) < 0.01 < 1 < np.median(esds[shared])
+        assert np.median(esds[~shared]) < 0.01
+        assert esds[shared].max() > 10
 
 
 def summaries(out, told):
