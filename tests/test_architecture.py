@@ -49,9 +49,15 @@ LAYERS = {
         *("nanobrag_torch", "numpy", "scipy", "torch", "jaxtyping"),
     ),
     "dbex.report": ("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib"),
+    "dbex.memory": (),
+    # Many stills: each in another process, which has threads of its own to set.
+    "dbex.batch": (
+        *("dbex.refinement", "dbex.data_load", "dbex.io", "dbex.memory", "dbex.errors", "dbex.still"),
+        *("torch.set_num_threads", "pebble", "parsl"),
+    ),
     "dbex.cli": (
         *("dbex.report", "dbex.refinement", "dbex.data_load", "dbex.io", "dbex.errors", "dbex.still"),
-        "dbex.measured_noise",
+        *("dbex.batch", "dbex.measured_noise", "dbex.memory"),
         # Threads are the command's to set, and no maths.
         *("libtbx", "numpy", "tqdm", "torch.set_num_threads"),
     ),

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -14,8 +14,8 @@ from dbex.errors import BadInput
 class Log:
     """Lines on standard output and in a file, as DIALS' programs write theirs."""
 
-    def __init__(self, file: Path) -> None:
-        self._stream: TextIO = file.open("w", encoding="utf-8")
+    def __init__(self, file: Path, mode: str = "w") -> None:
+        self._stream: IO[Any] = file.open(mode, encoding="utf-8")
 
     def close(self) -> None:
         """Close the file."""

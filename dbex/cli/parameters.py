@@ -95,6 +95,20 @@ output {
 }
 """
 
+#: What dbex.refine_many asks beside.
+MANY_PHIL = """
+nproc = None
+  .type = numeric(minimum=1)
+  .help = "Processes of this machine. None takes as many as it has cores."
+executor = *process parsl
+  .type = choice
+  .help = "Who does the work: processes of this machine, or a cluster through Parsl."
+parsl_config = None
+  .type = path
+  .help = "For executor=parsl: a Python file that defines config, a parsl.Config; or slurm, pbs, lsf,"
+          "kubernetes or local: those that dbex brings, to be copied and edited."
+"""
+
 FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
 
 
@@ -165,10 +179,10 @@ class ChoiceConverter(libtbx.phil.choice_converters):
         return master.customized_copy(words=words)
 
 
-def refine_scope() -> Any:
-    """The phil scope of dbex.refine with its defaults."""
+def refine_scope(more: str = "") -> Any:
+    """The phil scope of dbex.refine with its defaults, and what another command asks beside."""
     registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
-    return libtbx.phil.parse(REFINE_PHIL, converter_registry=registry)
+    return libtbx.phil.parse(more + REFINE_PHIL, converter_registry=registry)
 
 
 def interpret(arguments: Sequence[str]) -> tuple[Any, str]:

@@ -3,7 +3,6 @@
 What takes time to import is imported where it is used, so that help and complaints come at once.
 """
 
-import ctypes
 import datetime
 import json
 import re
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, Progress, exit_status
-from dbex.cli.memory import keep_memory
 from dbex.cli.parameters import interpret, refine_scope, settings_of
 from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
+from dbex.memory import give_back_memory, keep_memory
 
 if TYPE_CHECKING:
     from dbex.data_load import Stills
@@ -201,13 +200,6 @@ def outcomes_on_image(
         else:
             outcomes.append(written(index, result, staging, parameters, run, log, seconds))
     return outcomes
-
-
-def give_back_memory() -> None:
-    """Return to the system what was freed: glibc keeps it, and the holes between what lives grow with every still."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def refine_image(stills: "Mapping[int, Still]", settings: Any, log: Log) -> "dict[int, Refined | BadInput]":

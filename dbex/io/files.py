@@ -1,10 +1,16 @@
 """The edge where files enter: they exist, and what their reader says of them becomes one sentence."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from dbex.errors import BadInput
+
+Choices = ParamSpec("Choices")
+Content = TypeVar("Content")
+Reader = Callable[Concatenate[str | Path, Choices], Content]
 
 
 @contextmanager
@@ -26,3 +32,25 @@ def reading(path: str | Path, kind: str) -> Iterator[Path]:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         message = f"{file} cannot be read as {kind}: it is truncated, damaged or of another kind ({said})"
         raise BadInput(f"{message}; write it again") from error
+
+
+def kept_while_unchanged(read: Reader[Choices, Content]) -> Reader[Choices, Content]:
+    """The reader of a file that many stills share, which reads it once as long as its size and time stay.
+
+    The last content is kept, and must not be changed by who gets it; the other arguments must be hashable.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def read_at(
+        path: str | Path, size: int, modified_ns: int, *args: Choices.args, **kwargs: Choices.kwargs
+    ) -> Content:
+        return read(path, *args, **kwargs)
+
+    @functools.wraps(read)
+    def reader(path: str | Path, *args: Choices.args, **kwargs: Choices.kwargs) -> Content:
+        if not Path(path).is_file():
+            return read(path, *args, **kwargs)  # which says so
+        status = Path(path).stat()
+        return read_at(path, status.st_size, status.st_mtime_ns, *args, **kwargs)  # type: ignore[arg-type]
+
+    return reader

@@ -10,7 +10,7 @@ from dials.array_family import flex
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
-from dbex.io.files import reading
+from dbex.io.files import kept_while_unchanged, reading
 from dbex.still import Bools, Floats, Ints
 
 KIND = "a mask: a pickled tuple of flex.bool, one a panel, True = trusted"
@@ -24,6 +24,7 @@ def panel_shapes(detector: Any) -> tuple[tuple[int, int], ...]:
     return tuple((slow, fast) for fast, slow in (panel.get_image_size() for panel in detector))
 
 
+@kept_while_unchanged
 def read_mask(path: str | Path, shapes: Sequence[tuple[int, int]]) -> tuple[Bools, ...]:
     """Trusted pixels, one array (slow, fast) a panel. Raises BadInput for another number or shape of panels."""
     panels = _unpickled(path, KIND)
@@ -31,6 +32,8 @@ def read_mask(path: str | Path, shapes: Sequence[tuple[int, int]]) -> tuple[Bool
         raise BadInput(f"{path} holds {type(panels[0]).__name__}: expected {KIND}; write it with dials.generate_mask")
     arrays = tuple(panel.as_numpy_array() for panel in panels)
     check_shapes(arrays, shapes, "mask")
+    for array in arrays:
+        array.setflags(write=False)
     return arrays
 
 

@@ -60,6 +60,16 @@ def rows_of(table: Any, experiments: Any, index: int, path: str | Path) -> Ints:
     return rows.astype(np.int64)
 
 
+def spots_by_experiment(table: Any, experiments: Any) -> list[int]:
+    """How many rows of the table each experiment has, indexed or not: a measure of the work that it will be."""
+    names = dict(table.experiment_identifiers())
+    ids = table["id"].as_numpy_array()
+    counts = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True))
+    by_name = {name: counts.get(number, 0) for number, name in names.items()}
+    identifiers = [experiment.identifier for experiment in experiments]
+    return [by_name.get(name, 0) if names and name else counts.get(index, 0) for index, name in enumerate(identifiers)]
+
+
 def observed(table: Any, rows: Ints, panels: int, path: str | Path) -> Observed:
     """The record of those rows. Raises BadInput for a panel that the detector has not, and for NaN."""
     panel = table["panel"].as_numpy_array().astype(np.int64)[rows]

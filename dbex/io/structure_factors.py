@@ -10,7 +10,7 @@ from cctbx import miller, sgtbx, uctbx
 from cctbx.array_family import flex
 
 from dbex.errors import BadInput
-from dbex.io.files import reading
+from dbex.io.files import kept_while_unchanged, reading
 from dbex.still import Amplitudes, Ints
 
 KIND = "an MTZ file of structure factors"
@@ -26,6 +26,7 @@ INTENSITY_LIKE_BELOW = 0.56
 FEWEST_FOR_STATISTICS = 500
 
 
+@kept_while_unchanged
 def read_amplitudes(path: str | Path, columns: str | None = None) -> tuple[Amplitudes, Any]:
     """Amplitudes of the named columns ("F,SIGF"; None takes those, or else the first amplitudes with sigmas), as the
     record and as the cctbx miller array that it was made from.

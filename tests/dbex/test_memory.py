@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from dbex.cli.memory import keep_memory
+from dbex.memory import keep_memory
 assert keep_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):

@@ -21,3 +21,10 @@ def keep_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(MMAP_THRESHOLD, MAPPED_BEYOND_BYTES)) and bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: glibc keeps it, and the holes between what lives grow with every still."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

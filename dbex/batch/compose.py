@@ -1,0 +1,87 @@
+"""What a sweep leaves: composite files of a thousand stills each and one table, in the order of the input.
+
+They depend on the stills and the parameters alone, to the byte: neither on the number of workers nor on the hour.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from dbex.batch.ledger import SET, Ledger, Outcome, State, Task
+from dbex.batch.sweep import result_file
+from dbex.io.atomic import sync
+from dbex.io.spool import Spooled, read_result, write_set
+
+TABLE = "stills.csv"
+#: Which set of composite files the stills of a state go to.
+KINDS = {State.REFINED: "refined", State.POOR_FIT: "doubtful", State.NOT_CONVERGED: "doubtful"}
+#: The columns that every still has; those of figures and estimates follow.
+COLUMNS = ("number", "experiments", "experiment", "name", "state", "verdict", "reason", "set", "id")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A still's row in the table so far, and its result if it has one."""
+
+    row: dict[str, Any]
+    kind: str | None
+    file: Path
+
+
+def compose(folder: Path, ledger: Ledger) -> None:
+    """Write the composite files and the table of a run whose stills have all ended; raises OSError."""
+    rows, sets = folder / ".rows.jsonl", set()
+    columns: dict[str, None] = dict.fromkeys(COLUMNS)
+    with rows.open("w", encoding="utf-8") as stream:
+        for number, members in groupby(ledger.outcomes(), key=lambda item: item[0].number // SET):
+            places = [place_of(folder, task, outcome) for task, outcome in members]
+            for kind in sorted(set(KINDS.values())):
+                chosen = [place for place in places if place.kind == kind]
+                if chosen:
+                    stem = f"{kind}_{number:03d}"
+                    write_set(results_of(chosen, stem), folder / stem)
+                    sets.add(stem)
+            for place in places:
+                columns.update(dict.fromkeys(place.row))
+                stream.write(json.dumps(place.row) + "\n")
+    write_table(rows, list(columns), folder / TABLE)
+    for path in folder.iterdir():
+        if path.suffix in (".expt", ".refl") and path.stem not in sets and path.stem.split("_")[0] in KINDS.values():
+            path.unlink()  # of an earlier outcome
+
+
+def place_of(folder: Path, task: Task, outcome: Outcome) -> Place:
+    """A still's row of the table, and where its result is."""
+    ids = " ".join(map(str, task.experiment_ids))
+    words = (outcome.name, outcome.state.value, outcome.verdict, outcome.reason)
+    row = dict(zip(COLUMNS, (task.number, task.experiments, ids, *words), strict=False))
+    row |= {"set": "", "id": ""} | {name: outcome.figures[name] for name in sorted(outcome.figures)}
+    return Place(row, KINDS.get(outcome.state), result_file(folder, task))
+
+
+def results_of(places: list[Place], stem: str) -> Iterator[Spooled]:
+    """Read the results, and complete the rows with where they go and the estimates."""
+    for index, place in enumerate(places):
+        result = read_result(place.file)
+        place.row.update({"set": stem, "id": index})
+        for estimate in result.told["estimates"]:
+            unit = f" ({estimate['unit']})" if estimate["unit"] not in ("", "1") else ""
+            place.row[estimate["name"] + unit] = estimate["after"]
+            place.row[f"esd of {estimate['name']}"] = estimate["esd"]
+        yield result
+
+
+def write_table(rows: Path, columns: list[str], file: Path) -> None:
+    """The rows, which are removed, as a table: empty where a still has no such number."""
+    unfinished = file.with_name(f".{file.name}")
+    with rows.open(encoding="utf-8") as lines, unfinished.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(json.loads(line) for line in lines)
+    sync(unfinished)
+    unfinished.replace(file)
+    rows.unlink()

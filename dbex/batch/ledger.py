@@ -1,0 +1,237 @@
+"""The ledger of a sweep: what is to be done and what became of it, in an SQLite file that survives a killed run.
+
+One process writes it, the one that hands out the work; any other on the same machine may read it meanwhile.
+"""
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+FILE = "ledger.sqlite"
+#: The stills of one set of output files; work is handed out set by set, in each the longest first.
+SET = 1000
+#: How often a still is given to a worker before it counts as lost.
+ATTEMPTS = 3
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS stills (
+    key TEXT PRIMARY KEY, number INTEGER, experiments TEXT, reflections TEXT, experiment_ids TEXT, spots INTEGER,
+    state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, name TEXT, verdict TEXT, reason TEXT, figures TEXT,
+    seconds REAL, memory_MB REAL, ended REAL);
+CREATE INDEX IF NOT EXISTS queue ON stills (state, number / {SET}, -spots, number);
+CREATE INDEX IF NOT EXISTS numbers ON stills (number);
+"""
+
+
+class State(str, Enum):
+    """What a still can be; `refined` can be used, `poor fit` and `not converged` have a result that should not be."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    REFINED = "refined"
+    POOR_FIT = "poor fit"
+    NOT_CONVERGED = "not converged"
+    BAD_INPUT = "bad input"
+    LOST = "lost"
+
+
+#: States that have a result on the disk.
+WITH_RESULT = (State.REFINED, State.POOR_FIT, State.NOT_CONVERGED)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to refine: its place in the order of the input, its files, the experiments on it by their place in
+    the .expt, how many spots they have, and `key`, the hash of all that goes into it."""
+
+    key: str
+    number: int
+    experiments: str
+    reflections: str
+    experiment_ids: tuple[int, ...]
+    spots: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task: its state, the verdict of the fit and the reason in words, figures, and what it took;
+    `memory_MB` is the most that its worker had held by then."""
+
+    state: State
+    name: str = ""
+    verdict: str = ""
+    reason: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    memory_MB: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Where a sweep stands: stills by state, those ended since `began` (unix time), the most memory of a worker."""
+
+    counts: dict[State, int]
+    ended: int
+    began: float
+    now: float
+    memory_MB: float
+
+    @property
+    def total(self) -> int:
+        """All stills."""
+        return sum(self.counts.values())
+
+    @property
+    def left(self) -> int:
+        """Stills that have no outcome yet."""
+        return self.counts.get(State.WAITING, 0) + self.counts.get(State.RUNNING, 0)
+
+    @property
+    def per_second(self) -> float:
+        """Stills that ended a second."""
+        return self.ended / max(self.now - self.began, 1e-9)
+
+
+class Ledger:
+    """The file in the folder of a run; made where it is absent. Raises OSError where the disk fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        with disk_errors(self.path):
+            self._base = sqlite3.connect(self.path, isolation_level=None)
+            self._base.row_factory = sqlite3.Row
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            self._base.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the file; what was told it is kept."""
+        with disk_errors(self.path):
+            self._base.close()
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A change that happens as a whole or not at all."""
+        with disk_errors(self.path), self._base:
+            self._base.execute("BEGIN IMMEDIATE")
+            yield self._base
+
+    def fact(self, name: str) -> Any:
+        """What was remembered under a name; None where nothing was."""
+        with disk_errors(self.path):
+            row = self._base.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row["value"])
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a plain value under a name."""
+        with self.changing() as base:
+            base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def enlist(self, tasks: Iterable[Task]) -> None:
+        """Make these the stills of the run: what is known by its key keeps its outcome, all else waits."""
+        with self.changing() as base:
+            base.execute("UPDATE stills SET number = NULL")
+            base.executemany(
+                "INSERT INTO stills (key, number, experiments, reflections, experiment_ids, spots, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, 'waiting') ON CONFLICT (key) DO UPDATE SET number = excluded.number",
+                ((t.key, t.number, t.experiments, t.reflections, json.dumps(t.experiment_ids), t.spots) for t in tasks),
+            )
+            base.execute("DELETE FROM stills WHERE number IS NULL")
+
+    def tasks(self, *states: State) -> Iterator[Task]:
+        """The tasks in some states, in the order of the input."""
+        marks = ",".join("?" * len(states))
+        with disk_errors(self.path):
+            yield from map(
+                task_of,
+                self._base.execute(f"SELECT * FROM stills WHERE state IN ({marks}) ORDER BY number", states).fetchall(),
+            )
+
+    def take(self, number: int) -> list[Task]:
+        """The next tasks to work on, now running: those with most spots of the first set that has any waiting."""
+        with self.changing() as base:
+            rows = base.execute(
+                f"SELECT * FROM stills WHERE state = 'waiting' ORDER BY number / {SET}, -spots, number LIMIT ?",
+                (number,),
+            ).fetchall()
+            keys = [(row["key"],) for row in rows]
+            base.executemany("UPDATE stills SET state = 'running', attempts = attempts + 1 WHERE key = ?", keys)
+        return [task_of(row) for row in rows]
+
+    def end(self, task: Task, outcome: Outcome) -> None:
+        """Write down what became of a task."""
+        values = (outcome.state, outcome.name, outcome.verdict, outcome.reason, json.dumps(outcome.figures))
+        spent = (outcome.seconds, outcome.memory_MB, time.time(), task.key)
+        with self.changing() as base:
+            base.execute(
+                "UPDATE stills SET state = ?, name = ?, verdict = ?, reason = ?, figures = ?, seconds = ?,"
+                " memory_MB = ?, ended = ? WHERE key = ?",
+                (*values, *spent),
+            )
+
+    def give_back(self, task: Task, reason: str) -> None:
+        """A worker was lost with this task: it waits for another, or is lost after its last attempt."""
+        with self.changing() as base:
+            (attempts,) = base.execute("SELECT attempts FROM stills WHERE key = ?", (task.key,)).fetchone()
+            state = State.WAITING if attempts < ATTEMPTS else State.LOST
+            words = f"lost with its worker {attempts} times: {reason}" if state == State.LOST else reason
+            base.execute(
+                "UPDATE stills SET state = ?, reason = ?, ended = ? WHERE key = ?",
+                (state, words, time.time() if state == State.LOST else None, task.key),
+            )
+
+    def renew(self, task: Task) -> None:
+        """Let a task wait as if it had never been worked on."""
+        with self.changing() as base:
+            base.execute(
+                "UPDATE stills SET state = 'waiting', attempts = 0, reason = NULL, ended = NULL WHERE key = ?",
+                (task.key,),
+            )
+
+    def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
+        """Every task with what became of it, in the order of the input."""
+        with disk_errors(self.path):
+            for row in self._base.execute("SELECT * FROM stills ORDER BY number"):
+                yield task_of(row), outcome_of(row)
+
+    def pace(self) -> Pace:
+        """Where the run stands."""
+        began = self.fact("began") or 0.0
+        with disk_errors(self.path):
+            rows = self._base.execute("SELECT state, COUNT(*) FROM stills GROUP BY state").fetchall()
+            ended, memory = self._base.execute(
+                "SELECT COUNT(CASE WHEN ended >= ? THEN 1 END), MAX(memory_MB) FROM stills", (began,)
+            ).fetchone()
+        counts = Counter({State(state): count for state, count in rows})
+        there = {state: counts[state] for state in State if counts[state]}
+        return Pace(there, ended, began, time.time(), memory or 0.0)
+
+
+def task_of(row: sqlite3.Row) -> Task:
+    """The task of a row."""
+    ids = tuple(json.loads(row["experiment_ids"]))
+    return Task(row["key"], row["number"], row["experiments"], row["reflections"], ids, row["spots"])
+
+
+def outcome_of(row: sqlite3.Row) -> Outcome:
+    """What a row says became of its task."""
+    words = (row["name"] or "", row["verdict"] or "", row["reason"] or "")
+    figures = json.loads(row["figures"] or "{}")
+    return Outcome(State(row["state"]), *words, figures, row["seconds"] or 0.0, row["memory_MB"] or 0.0)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """SQLite's complaints about the disk as the OSError that any other file would raise."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise OSError(getattr(error, "sqlite_errorcode", 0), str(error), str(path)) from error

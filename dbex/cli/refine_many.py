@@ -1,0 +1,233 @@
+"""dbex.refine_many: refines many stills, each by itself, in many processes, and goes on where it was interrupted.
+
+What takes time to import is imported where it is used, so that help and complaints come at once.
+"""
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from glob import glob, has_magic
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dbex.cli.console import Log, complain, exit_status
+from dbex.cli.pace import PaceDisplay, counted, in_words
+from dbex.cli.parameters import MANY_PHIL, fetched, refine_scope, require_files, settings_of
+from dbex.errors import BadInput
+
+if TYPE_CHECKING:
+    from dbex.batch.executors import Engine
+    from dbex.batch.ledger import Ledger
+    from dbex.batch.sweep import Asked
+
+COMMAND = "dbex.refine_many"
+HELP = """\
+usage: dbex.refine_many *.expt *.refl structure.mtz mask=mask.pkl [nproc=N] [key=value ...] output.directory=run
+
+Refines many stills, each by itself: those of all .expt, of one or more stills each, every .expt with its .refl. The
+parameters are those of dbex.refine. File names may be quoted patterns, such as "shots/*.expt".
+
+A run that was interrupted, killed or ran out of disk goes on when the same command is given again: no finished still is
+done twice, none is lost. dbex.status run shows from elsewhere how far it is.
+
+  dbex.refine_many indexed.expt indexed.refl structure.mtz mask=mask.pkl nproc=8 output.directory=run
+
+options:
+  -c, --show-config        show all parameters with their defaults and what they mean
+  -h, --help               show this
+  --version                show the version
+
+Results, in output.directory:
+  refined_000.expt, .refl ...   the first thousand stills, those that were refined, for DIALS; and so on
+  doubtful_000.expt, .refl ...  the same of stills whose fit is poor or has not converged
+  stills.csv                    a row for every still: state, reason, figures, parameters with esds
+  dbex.json                     the parameters, the files and the versions, and how many stills ended how
+  dbex.log, ledger.sqlite       what happened when; seconds and memory of every still
+  spool                         the single results, needed to go on: remove it when the run is over
+
+exit status: 0 when every still was refined, 1 when some were not or for bad input, 130 when interrupted.
+"""
+#: So many stills that were not refined are told one by one; the table has all.
+TOLD = 20
+
+
+def run() -> int:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; raises BadInput and OSError."""
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+    elif "--version" in arguments:
+        print(f"{COMMAND} {metadata.version('dbex')}")
+    elif {"-c", "--show-config"}.intersection(arguments):
+        refine_scope(MANY_PHIL).show(attributes_level=1)
+    else:
+        return refine_many(arguments)
+    return 0
+
+
+def refine_many(arguments: Sequence[str]) -> int:
+    """Refine the stills that the arguments name."""
+    files, others = split(arguments)
+    parameters, modified = fetched(refine_scope(MANY_PHIL), others)
+    for ending, key in ((".expt", "experiments"), (".refl", "reflections")):
+        files[ending] += [name for name in (getattr(parameters.input, key),) if name]
+        setattr(parameters.input, key, files[ending][0] if files[ending] else None)
+    require_files(parameters)
+    from dbex.batch.enlist import pairs_of
+    from dbex.batch.sweep import begin, opened
+
+    pairs = pairs_of(files[".expt"], files[".refl"])
+    asked, folder = asked_of(parameters), Path(parameters.output.directory)
+    check_shared(asked, pairs)
+    with opened(folder) as ledger, closing(Log(folder / "dbex.log", "a")) as log:
+        log.line(f"{shlex.join([COMMAND, *arguments])}\n{COMMAND} {metadata.version('dbex')}\n")
+        log.line(f"The following parameters have been modified:\n\n{modified}\n")
+        begin(folder, ledger, pairs, asked)
+        log.line(f"{counted(ledger.pace())}")
+        return finished(folder, ledger, parameters, asked, modified, log)
+
+
+def finished(folder: Path, ledger: "Ledger", parameters: Any, asked: "Asked", modified: str, log: Log) -> int:
+    """Do what is left of a run and write its results; gives the exit status."""
+    from dbex.batch.compose import compose
+    from dbex.batch.sweep import sweep
+
+    try:
+        if ledger.pace().left:
+            with engine_of(parameters, folder) as engine, closing(PaceDisplay(log)) as display:
+                sweep(folder, ledger, engine, asked, display)
+        compose(folder, ledger)
+    except KeyboardInterrupt:
+        log.failure(f"{COMMAND}: interrupted: {counted(ledger.pace())}; the same command goes on")
+        return 130
+    except OSError as error:
+        complain(f"{COMMAND}: what was done is kept: when the cause is mended, the same command goes on")
+        raise error
+    pace = ledger.pace()
+    write_summary(folder, ledger, asked, modified)
+    return tell_end(folder, ledger, log, counted(pace), pace.memory_MB)
+
+
+def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The .expt and .refl files among the arguments, patterns expanded, and all other arguments."""
+    files: dict[str, list[str]] = {".expt": [], ".refl": []}
+    others = []
+    for argument in arguments:
+        ending = Path(argument).suffix
+        if ending not in files or ("=" in argument and not Path(argument).exists()):
+            others.append(argument)
+        elif has_magic(argument) and not Path(argument).exists():
+            found = sorted(glob(argument))
+            if not found:
+                raise BadInput(f"{argument} matches no file: expected the names of {ending} files")
+            files[ending] += found
+        else:
+            if not Path(argument).is_file():
+                raise BadInput(f"{argument}: no such file")
+            files[ending].append(argument)
+    return files, others
+
+
+def asked_of(parameters: Any) -> "Asked":
+    """What is done to every still."""
+    from dbex.batch.sweep import Asked
+    from dbex.batch.task import Shared
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).resolve()) if name else None
+
+    shared = Shared(
+        str(Path(parameters.input.structure_factors).resolve()),
+        absolute(parameters.mask),
+        parameters.mtz_columns,
+        parameters.gain,
+        parameters.sigma_readout,
+        absolute(parameters.sigma_map),
+        parameters.trusted_max,
+    )
+    return Asked(shared, settings_of(parameters), parameters.threads)
+
+
+def check_shared(asked: "Asked", pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise BadInput for what is wrong with the files that all stills share, before any is refined."""
+    from dbex.io.experiments import read_experiments
+    from dbex.io.masks import panel_shapes, read_map, read_mask
+    from dbex.io.structure_factors import read_amplitudes
+
+    read_amplitudes(asked.shared.structure_factors, asked.shared.mtz_columns)
+    for experiments_file, _ in pairs:
+        try:
+            shapes = panel_shapes(read_experiments(experiments_file)[0].detector)
+        except BadInput:
+            continue
+        if asked.shared.mask:
+            read_mask(asked.shared.mask, shapes)
+        if asked.shared.sigma_map:
+            read_map(asked.shared.sigma_map, shapes)
+        return
+
+
+@contextmanager
+def engine_of(parameters: Any, folder: Path) -> "Iterator[Engine]":
+    """The engine that was asked for."""
+    import os
+
+    from dbex.batch import executors, parsl_configs
+
+    if parameters.executor == "parsl":
+        if parameters.parsl_config is None:
+            raise BadInput("executor=parsl needs parsl_config=: expected a Python file that defines config")
+        shipped = Path(parsl_configs.__file__).parent / f"{parameters.parsl_config}.py"
+        configuration = shipped if shipped.is_file() else parameters.parsl_config
+        engine: AbstractContextManager[Engine] = executors.parsl_workers(configuration, folder / "parsl")
+    else:
+        engine = executors.local_processes(int(parameters.nproc or len(os.sched_getaffinity(0))))
+    with engine as started:
+        yield started
+
+
+def write_summary(folder: Path, ledger: "Ledger", asked: "Asked", modified: str) -> None:
+    """Write dbex.json."""
+    from dbex.io.record import versions
+
+    pace = ledger.pace()
+    content = {
+        "stills": pace.total,
+        "states": {state.value: count for state, count in pace.counts.items()},
+        "modified_parameters": modified,
+        "asked": asked.identity(),
+        "peak_memory_of_a_worker_MB": pace.memory_MB,
+        "versions": versions(),
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (folder / "dbex.json").write_text(text + "\n", encoding="utf-8")
+
+
+def tell_end(folder: Path, ledger: "Ledger", log: Log, counts: str, memory_MB: float) -> int:
+    """Tell how the stills ended, those that were not refined first; gives the exit status."""
+    from dbex.batch.ledger import State
+
+    failed = [(task, outcome) for task, outcome in ledger.outcomes() if outcome.state != State.REFINED]
+    for task, outcome in failed[:TOLD]:
+        place = f"{Path(task.experiments).name} {' '.join(map(str, task.experiment_ids))}".strip()
+        log.failure(f"{COMMAND}: {outcome.name or place}: {outcome.state.value}: {' '.join(outcome.reason.split())}")
+    if len(failed) > TOLD:
+        log.failure(f"{COMMAND}: {len(failed) - TOLD} more were not refined: {folder}/stills.csv has all")
+    log.line(f"{counts}; {in_words(memory_MB)} at most a worker; results in {folder}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
