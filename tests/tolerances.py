@@ -197,3 +197,6 @@ PULL_SQUARED_FOUR_SIGMA = 0.33
 #: The mixture of Gaussians against sinc², smeared by 0.15 as no still falls short of, in parts of the peak: what the
 #: least-squares fit leaves. One Gaussian for the central lobe leaves 0.05, no fringes 0.03 beside it.
 SINC_SQUARED_OF_PEAK, SINC_SQUARED_BESIDE = 0.016, 0.008
+
+#: A worker of a sweep over stills of one megapixel: torch, DIALS and the amplitudes are half of it.
+WORKER_MEMORY_MB = 1000.0

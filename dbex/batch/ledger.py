@@ -3,6 +3,7 @@
 One process writes it, the one that hands out the work; any other on the same machine may read it meanwhile.
 """
 
+import errno
 import json
 import sqlite3
 import time
@@ -234,4 +235,5 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise OSError(getattr(error, "sqlite_errorcode", 0), str(error), str(path)) from error
+        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error

@@ -113,8 +113,9 @@ def finished(folder: Path, ledger: "Ledger", parameters: Any, asked: "Asked", mo
         log.failure(f"{COMMAND}: interrupted: {counted(ledger.pace())}; the same command goes on")
         return 130
     except OSError as error:
-        complain(f"{COMMAND}: what was done is kept: when the cause is mended, the same command goes on")
-        raise error
+        where = f"{error.filename}: " if error.filename else ""
+        complain(f"{COMMAND}: {where}{error.strerror or error}: what is done is kept; mend this and repeat the command")
+        return 1
     pace = ledger.pace()
     write_summary(folder, ledger, asked, modified)
     return tell_end(folder, ledger, log, counted(pace), pace.memory_MB)

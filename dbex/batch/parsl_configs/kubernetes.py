@@ -1,4 +1,4 @@
-"""Parsl on Kubernetes (needs the package kubernetes): copy this file, set what is in capitals, give it as parsl_config=."""
+"""Parsl on Kubernetes (package kubernetes): copy this file, set what is in capitals, give it as parsl_config=."""
 
 from parsl.addresses import address_by_route
 from parsl.config import Config
