@@ -135,7 +135,7 @@ def sweep(folder: Path, ledger: Ledger, engine: Engine, asked: Asked, tell: Call
         if not pending:
             return
         done, _ = wait(pending, PATIENCE_S, FIRST_COMPLETED)
-        for future in done:
+        for future in sorted(done, key=lambda future: future.exception() is not None):
             settle(ledger, pending.pop(future), future, engine.losses)
 
 

@@ -24,14 +24,19 @@ def panel_shapes(detector: Any) -> tuple[tuple[int, int], ...]:
     return tuple((slow, fast) for fast, slow in (panel.get_image_size() for panel in detector))
 
 
-@kept_while_unchanged
 def read_mask(path: str | Path, shapes: Sequence[tuple[int, int]]) -> tuple[Bools, ...]:
     """Trusted pixels, one array (slow, fast) a panel. Raises BadInput for another number or shape of panels."""
+    arrays = _flags(path)
+    check_shapes(arrays, shapes, "mask")
+    return arrays
+
+
+@kept_while_unchanged
+def _flags(path: str | Path) -> tuple[Bools, ...]:
     panels = _unpickled(path, KIND)
     if not all(isinstance(panel, flex.bool) for panel in panels):
         raise BadInput(f"{path} holds {type(panels[0]).__name__}: expected {KIND}; write it with dials.generate_mask")
     arrays = tuple(panel.as_numpy_array() for panel in panels)
-    check_shapes(arrays, shapes, "mask")
     for array in arrays:
         array.setflags(write=False)
     return arrays
