@@ -80,7 +80,7 @@ class Stills:
             name: path for name, path in (("mask", mask_path), ("sigma_map", sigma_map), ("noise", noise)) if path
         }
         self.gain, self.sigma_readout, self.trusted_max = gain, sigma_readout, trusted_max
-        self._lattices = _by_image(self.experiments)
+        self._lattices = by_image(self.experiments)
 
     def __len__(self) -> int:
         return len(self.experiments)
@@ -211,7 +211,7 @@ def _crystal_config(
     return create_crystal_config(crystal, experiment)
 
 
-def _by_image(experiments: Any) -> list[tuple[int, ...]]:
+def by_image(experiments: Any) -> list[tuple[int, ...]]:
     """For each experiment the indices of those on its image; one without a single image is alone."""
     places: dict[tuple[str, int], list[int]] = {}
     for index, experiment in enumerate(experiments):

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dbex.batch.ledger import SET, Ledger, Outcome, State, Task
+from dbex.batch.ledger import SET, Entry, Ledger, State
 from dbex.batch.sweep import result_file
 from dbex.io.atomic import sync
 from dbex.io.spool import Spooled, read_result, write_set
@@ -30,6 +30,7 @@ class Place:
     row: dict[str, Any]
     kind: str | None
     file: Path
+    lattice: int
 
 
 def compose(folder: Path, ledger: Ledger) -> None:
@@ -37,8 +38,8 @@ def compose(folder: Path, ledger: Ledger) -> None:
     rows, sets = folder / ".rows.jsonl", set()
     columns: dict[str, None] = dict.fromkeys(COLUMNS)
     with rows.open("w", encoding="utf-8") as stream:
-        for number, members in groupby(ledger.outcomes(), key=lambda item: item[0].number // SET):
-            places = [place_of(folder, task, outcome) for task, outcome in members]
+        for number, members in groupby(ledger.entries(), key=lambda entry: entry.number // SET):
+            places = [place_of(folder, entry) for entry in members]
             for kind in sorted(set(KINDS.values())):
                 chosen = [place for place in places if place.kind == kind]
                 if chosen:
@@ -54,19 +55,21 @@ def compose(folder: Path, ledger: Ledger) -> None:
             path.unlink()  # of an earlier outcome
 
 
-def place_of(folder: Path, task: Task, outcome: Outcome) -> Place:
+def place_of(folder: Path, entry: Entry) -> Place:
     """A still's row of the table, and where its result is."""
-    ids = " ".join(map(str, task.experiment_ids))
+    outcome = entry.outcome
     words = (outcome.name, outcome.state.value, outcome.verdict, outcome.reason)
-    row = dict(zip(COLUMNS, (task.number, task.experiments, ids, *words), strict=False))
+    row: dict[str, Any] = dict(
+        zip(COLUMNS, (entry.number, entry.experiments, entry.experiment_id, *words), strict=False)
+    )
     row |= {"set": "", "id": ""} | {name: outcome.figures[name] for name in sorted(outcome.figures)}
-    return Place(row, KINDS.get(outcome.state), result_file(folder, task))
+    return Place(row, KINDS.get(outcome.state), result_file(folder, entry.key), entry.lattice)
 
 
 def results_of(places: list[Place], stem: str) -> Iterator[Spooled]:
     """Read the results, and complete the rows with where they go and the estimates."""
     for index, place in enumerate(places):
-        result = read_result(place.file)
+        result = read_result(place.file, place.lattice)
         place.row.update({"set": stem, "id": index})
         for estimate in result.told["estimates"]:
             unit = f" ({estimate['unit']})" if estimate["unit"] not in ("", "1") else ""

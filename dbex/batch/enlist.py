@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dbex.batch.ledger import Task
+from dbex.data_load import by_image
 from dbex.errors import BadInput
 from dbex.io.experiments import read_experiments
 from dbex.io.images import image_path
@@ -42,17 +43,19 @@ def tasks_of(pairs: Sequence[Pair]) -> Iterator[Task]:
     for experiments_file, reflections_file in pairs:
         files = [experiments_file, reflections_file]
         content = [sha256(file) or "absent" for file in files]
-        stills: list[tuple[tuple[int, ...], int, str]]
+        images: list[tuple[tuple[int, ...], int, str]]
         try:
             experiments = read_experiments(experiments_file)
             spots = spots_by_experiment(read_table(reflections_file), experiments)
-            stills = [((index,), count, seen(experiments[index])) for index, count in enumerate(spots)]
+            together = dict.fromkeys(by_image(experiments))
+            images = [(ids, sum(spots[index] for index in ids), seen(experiments[ids[0]])) for ids in together]
         except BadInput:
-            stills = [((), 0, "")]
-        for ids, count, image in stills:
+            images = [((), 0, "")]
+        for ids, count, image in images:
             key = hashlib.sha256("\n".join((*files, *content, str(ids), image)).encode()).hexdigest()
-            yield Task(key, number, experiments_file, reflections_file, ids, count)
-            number += 1
+            numbers = tuple(number + index for index in ids or (0,))
+            yield Task(key, numbers, experiments_file, reflections_file, ids, count)
+        number += sum(len(ids) or 1 for ids, _, _ in images)
 
 
 def seen(experiment: Any) -> str:

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,10 +24,10 @@ ATTEMPTS = 3
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS stills (
-    key TEXT PRIMARY KEY, number INTEGER, experiments TEXT, reflections TEXT, experiment_ids TEXT, spots INTEGER,
+    key TEXT, lattice INTEGER, number INTEGER, experiments TEXT, reflections TEXT, experiment_id INTEGER, spots INTEGER,
     state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, name TEXT, verdict TEXT, reason TEXT, figures TEXT,
-    seconds REAL, memory_MB REAL, ended REAL);
-CREATE INDEX IF NOT EXISTS queue ON stills (state, number / {SET}, -spots, number);
+    seconds REAL, memory_MB REAL, ended REAL, PRIMARY KEY (key, lattice));
+CREATE INDEX IF NOT EXISTS queue ON stills (state, lattice, number / {SET}, -spots, number);
 CREATE INDEX IF NOT EXISTS numbers ON stills (number);
 """
 
@@ -50,11 +50,14 @@ WITH_RESULT = (State.REFINED, State.POOR_FIT, State.NOT_CONVERGED)
 
 @dataclass(frozen=True)
 class Task:
-    """One image to refine: its place in the order of the input, its files, the experiments on it by their place in
-    the .expt, how many spots they have, and `key`, the hash of all that goes into it."""
+    """One image to refine: `key`, the hash of all that goes into it, its files, the stills on it, a lattice each, by
+    their places in the .expt and their `numbers` in the order of the input, and how many spots they have together.
+
+    A file that cannot be read is a task with a number and without an experiment.
+    """
 
     key: str
-    number: int
+    numbers: tuple[int, ...]
     experiments: str
     reflections: str
     experiment_ids: tuple[int, ...]
@@ -63,7 +66,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task: its state, the verdict of the fit and the reason in words, figures, and what it took;
+    """What became of one still: its state, the verdict of the fit and the reason in words, figures, and what it took;
     `memory_MB` is the most that its worker had held by then."""
 
     state: State
@@ -73,6 +76,19 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     memory_MB: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A still of the ledger: its number, its .expt and place in it (None in a file that cannot be read), its task's key
+    and its place among the lattices there, and what became of it."""
+
+    number: int
+    experiments: str
+    experiment_id: int | None
+    key: str
+    lattice: int
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -140,48 +156,62 @@ class Ledger:
         """Make these the stills of the run: what is known by its key keeps its outcome, all else waits."""
         with self.changing() as base:
             base.execute("UPDATE stills SET number = NULL")
-            base.executemany(
-                "INSERT INTO stills (key, number, experiments, reflections, experiment_ids, spots, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, 'waiting') ON CONFLICT (key) DO UPDATE SET number = excluded.number",
-                ((t.key, t.number, t.experiments, t.reflections, json.dumps(t.experiment_ids), t.spots) for t in tasks),
-            )
+            for task in tasks:
+                files = (task.experiments, task.reflections)
+                stills = zip(task.numbers, task.experiment_ids or (None,), strict=True)
+                base.executemany(
+                    "INSERT INTO stills (key, lattice, number, experiments, reflections, experiment_id, spots, state)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting')"
+                    " ON CONFLICT (key, lattice) DO UPDATE SET number = excluded.number",
+                    [(task.key, lattice, n, *files, i, task.spots) for lattice, (n, i) in enumerate(stills)],
+                )
             base.execute("DELETE FROM stills WHERE number IS NULL")
 
-    def tasks(self, *states: State) -> Iterator[Task]:
-        """The tasks in some states, in the order of the input."""
-        marks = ",".join("?" * len(states))
+    def tasks(self, state: State) -> Iterator[Task]:
+        """The tasks of which a still is in some state."""
         with disk_errors(self.path):
-            yield from map(
-                task_of,
-                self._base.execute(f"SELECT * FROM stills WHERE state IN ({marks}) ORDER BY number", states).fetchall(),
-            )
+            keys = self._base.execute("SELECT DISTINCT key FROM stills WHERE state = ?", (state,)).fetchall()
+        for row in keys:
+            yield self.task(row["key"])
+
+    def task(self, key: str) -> Task:
+        """The task of a key."""
+        with disk_errors(self.path):
+            rows = self._base.execute("SELECT * FROM stills WHERE key = ? ORDER BY lattice", (key,)).fetchall()
+        numbers = tuple(row["number"] for row in rows)
+        ids = tuple(row["experiment_id"] for row in rows if row["experiment_id"] is not None)
+        return Task(key, numbers, rows[0]["experiments"], rows[0]["reflections"], ids, rows[0]["spots"])
 
     def take(self, number: int) -> list[Task]:
         """The next tasks to work on, now running: those with most spots of the first set that has any waiting."""
         with self.changing() as base:
-            rows = base.execute(
-                f"SELECT * FROM stills WHERE state = 'waiting' ORDER BY number / {SET}, -spots, number LIMIT ?",
+            keys = base.execute(
+                "SELECT key FROM stills WHERE state = 'waiting' AND lattice = 0"
+                f" ORDER BY number / {SET}, -spots, number LIMIT ?",
                 (number,),
             ).fetchall()
-            keys = [(row["key"],) for row in rows]
-            base.executemany("UPDATE stills SET state = 'running', attempts = attempts + 1 WHERE key = ?", keys)
-        return [task_of(row) for row in rows]
-
-    def end(self, task: Task, outcome: Outcome) -> None:
-        """Write down what became of a task."""
-        values = (outcome.state, outcome.name, outcome.verdict, outcome.reason, json.dumps(outcome.figures))
-        spent = (outcome.seconds, outcome.memory_MB, time.time(), task.key)
-        with self.changing() as base:
-            base.execute(
-                "UPDATE stills SET state = ?, name = ?, verdict = ?, reason = ?, figures = ?, seconds = ?,"
-                " memory_MB = ?, ended = ? WHERE key = ?",
-                (*values, *spent),
+            base.executemany(
+                "UPDATE stills SET state = 'running', attempts = attempts + 1 WHERE key = ?",
+                [(row["key"],) for row in keys],
             )
+        return [self.task(row["key"]) for row in keys]
+
+    def end(self, task: Task, outcomes: Sequence[Outcome]) -> None:
+        """Write down what became of the stills of a task."""
+        now = time.time()
+        with self.changing() as base:
+            for lattice, o in enumerate(outcomes):
+                words = (o.state, o.name, o.verdict, o.reason, json.dumps(o.figures))
+                base.execute(
+                    "UPDATE stills SET state = ?, name = ?, verdict = ?, reason = ?, figures = ?, seconds = ?,"
+                    " memory_MB = ?, ended = ? WHERE key = ? AND lattice = ?",
+                    (*words, o.seconds, o.memory_MB, now, task.key, lattice),
+                )
 
     def give_back(self, task: Task, reason: str) -> None:
         """A worker was lost with this task: it waits for another, or is lost after its last attempt."""
         with self.changing() as base:
-            (attempts,) = base.execute("SELECT attempts FROM stills WHERE key = ?", (task.key,)).fetchone()
+            (attempts,) = base.execute("SELECT MAX(attempts) FROM stills WHERE key = ?", (task.key,)).fetchone()
             state = State.WAITING if attempts < ATTEMPTS else State.LOST
             words = f"lost with its worker {attempts} times: {reason}" if state == State.LOST else reason
             base.execute(
@@ -197,11 +227,12 @@ class Ledger:
                 (task.key,),
             )
 
-    def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
-        """Every task with what became of it, in the order of the input."""
+    def entries(self) -> Iterator[Entry]:
+        """Every still with what became of it, in the order of the input."""
         with disk_errors(self.path):
             for row in self._base.execute("SELECT * FROM stills ORDER BY number"):
-                yield task_of(row), outcome_of(row)
+                place = (row["number"], row["experiments"], row["experiment_id"], row["key"], row["lattice"])
+                yield Entry(*place, outcome_of(row))
 
     def pace(self) -> Pace:
         """Where the run stands."""
@@ -214,12 +245,6 @@ class Ledger:
         counts = Counter({State(state): count for state, count in rows})
         there = {state: counts[state] for state in State if counts[state]}
         return Pace(there, ended, began, time.time(), memory or 0.0)
-
-
-def task_of(row: sqlite3.Row) -> Task:
-    """The task of a row."""
-    ids = tuple(json.loads(row["experiment_ids"]))
-    return Task(row["key"], row["number"], row["experiments"], row["reflections"], ids, row["spots"])
 
 
 def outcome_of(row: sqlite3.Row) -> Outcome:

@@ -41,7 +41,7 @@ class Asked:
     def identity(self) -> dict[str, Any]:
         """All that a result depends on beside the still itself, files by the hash of their bytes."""
         shared = asdict(self.shared)
-        for name in ("structure_factors", "mask", "sigma_map"):
+        for name in ("structure_factors", "mask", "sigma_map", "noise"):
             shared[name] = sha256(shared[name]) if shared[name] else None
         return {**shared, **asdict(self.settings), "version of dbex": versions()["dbex"]}
 
@@ -106,18 +106,18 @@ def begin(folder: Path, ledger: Ledger, pairs: list[Pair], asked: Asked) -> None
 
 def recover(folder: Path, ledger: Ledger, task: Task, state: State) -> None:
     """Settle a task that an earlier run left: by its result if that is there."""
-    file = result_file(folder, task)
+    file = result_file(folder, task.key)
     if not file.is_file():
         ledger.renew(task)
     elif state not in WITH_RESULT:
-        told = told_of(file)
-        told["state"] = State(told["state"])
-        ledger.end(task, Outcome(**{name: told[name] for name in Outcome.__dataclass_fields__}))
+        names = Outcome.__dataclass_fields__
+        told = [{name: still[name] for name in names} for still in told_of(file)]
+        ledger.end(task, [Outcome(**still | {"state": State(still["state"])}) for still in told])
 
 
-def result_file(folder: Path, task: Task) -> Path:
+def result_file(folder: Path, key: str) -> Path:
     """Where the result of a task lies."""
-    return folder / "spool" / task.key[:3] / f"{task.key}.zip"
+    return folder / "spool" / key[:3] / f"{key}.zip"
 
 
 def sweep(folder: Path, ledger: Ledger, engine: Engine, asked: Asked, tell: Callable[[Pace], None]) -> None:
@@ -126,10 +126,10 @@ def sweep(folder: Path, ledger: Ledger, engine: Engine, asked: Asked, tell: Call
     A task whose worker was lost waits again, up to ATTEMPTS times in all. Raises OSError where the disk is full: what
     is done is kept.
     """
-    pending: dict[Future[Outcome], Task] = {}
+    pending: dict[Future[list[Outcome]], Task] = {}
     while True:
         for task in ledger.take(engine.ahead - len(pending)):
-            file = result_file(folder, task).absolute()
+            file = result_file(folder, task.key).absolute()
             pending[engine.submit(work, task, asked.shared, asked.settings, asked.threads, file)] = task
         tell(ledger.pace())
         if not pending:
@@ -139,7 +139,9 @@ def sweep(folder: Path, ledger: Ledger, engine: Engine, asked: Asked, tell: Call
             settle(ledger, pending.pop(future), future, engine.losses)
 
 
-def settle(ledger: Ledger, task: Task, future: "Future[Outcome]", losses: tuple[type[BaseException], ...]) -> None:
+def settle(
+    ledger: Ledger, task: Task, future: "Future[list[Outcome]]", losses: tuple[type[BaseException], ...]
+) -> None:
     """Write down how a task ended; raises what is neither its own fault nor its worker's."""
     error = future.exception()
     if error is None:

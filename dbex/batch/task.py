@@ -8,6 +8,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import set_num_threads
 
@@ -16,6 +17,7 @@ from dbex.data_load import Stills
 from dbex.errors import BadInput
 from dbex.io.spool import write_result
 from dbex.memory import give_back_memory, keep_memory
+from dbex.refinement.lattices import attempt, refine_lattices
 from dbex.refinement.refine import refine_still
 from dbex.refinement.settings import Settings
 from dbex.still import Refined
@@ -43,33 +45,59 @@ class Shared:
     sigma_readout: float | None = None
     sigma_map: str | None = None
     trusted_max: float | None = None
+    noise: str | None = None
 
 
-def work(task: Task, shared: Shared, settings: Settings, threads: int, file: Path) -> Outcome:
-    """What becomes of one task, its result in `file` where it has one. Raises OSError where the disk is full.
+def work(task: Task, shared: Shared, settings: Settings, threads: int, file: Path) -> list[Outcome]:
+    """What becomes of the stills of a task, their result in `file` where one has any. Raises OSError where the disk is
+    full.
 
-    Whatever else goes wrong is told in the outcome: one still never stops the run.
+    Whatever else goes wrong is told in the outcomes: one still never stops the run.
     """
     prepare(threads)
     began = time.perf_counter()
-    name = ""
+    places = max(len(task.experiment_ids), 1)
+    found: list[tuple[str, Refined | Exception]]
     try:
-        stills = stills_of(task.experiments, task.reflections, shared)
-        (index,) = task.experiment_ids
-        name = stills.name(index)
-        refined = refine_still(stills.read(index), settings)
-        outcome = outcome_of(refined, began)
-        write_result(file, refined, asdict(outcome) | {"estimates": [asdict(item) for item in refined.estimates]})
-    except BadInput as error:
-        outcome = Outcome(State.BAD_INPUT, name, "", str(error), {}, time.perf_counter() - began, peak_memory_MB())
+        found = results(task, shared, settings)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name} line {where.lineno}): a fault of dbex"
-        outcome = Outcome(State.LOST, name, "", reason, {}, time.perf_counter() - began, peak_memory_MB())
+        found = [("", error)] * places
+    spent = (time.perf_counter() - began) / places
+    outcomes = [outcome_of(name, result, spent) for name, result in found]
+    lattices = [result for _, result in found if isinstance(result, Refined)]
+    if lattices:
+        write_result(file, lattices, told(outcomes, [result for _, result in found]))
+    del found, lattices
     give_back_memory()
-    return outcome
+    return outcomes
+
+
+def results(task: Task, shared: Shared, settings: Settings) -> list[tuple[str, Refined | Exception]]:
+    """The stills of a task by name, each refined or with the reason why not. Raises BadInput."""
+    stills = stills_of(task.experiments, task.reflections, shared)
+    names = [stills.name(index) for index in task.experiment_ids]
+    read = stills.read_lattices(task.experiment_ids)
+    whole = [still for still in read if not isinstance(still, BadInput)]
+    if len(whole) > 1:
+        refined = iter(refine_lattices(whole, settings))
+    else:
+        refined = iter([attempt(refine_still, still, settings) for still in whole])
+    found = [still if isinstance(still, BadInput) else next(refined) for still in read]
+    return list(zip(names, found, strict=True))
+
+
+def told(outcomes: list[Outcome], results: list[Refined | Exception]) -> list[dict[str, Any]]:
+    """What is kept of each lattice beside its models: the outcome, its place among the results, the estimates."""
+    entries: list[dict[str, Any]] = []
+    for outcome, result in zip(outcomes, results, strict=True):
+        entry = asdict(outcome) | {"id": None, "estimates": []}
+        if isinstance(result, Refined):
+            entry["id"] = sum(known["id"] is not None for known in entries)
+            entry["estimates"] = [asdict(estimate) for estimate in result.estimates]
+        entries.append(entry)
+    return entries
 
 
 @functools.cache
@@ -92,20 +120,22 @@ def stills_of(experiments: str, reflections: str, shared: Shared) -> Stills:
         shared.sigma_readout,
         shared.sigma_map,
         shared.trusted_max,
+        shared.noise,
     )
 
 
-def outcome_of(refined: Refined, began: float) -> Outcome:
-    """The outcome of a still that was refined, however well."""
-    return Outcome(
-        STATES[refined.verdict.state],
-        refined.still.name,
-        refined.verdict.state,
-        "; ".join(refined.verdict.reasons),
-        {name: float(value) for name, value in refined.figures.items() if math.isfinite(value)},
-        time.perf_counter() - began,
-        peak_memory_MB(),
-    )
+def outcome_of(name: str, result: Refined | Exception, seconds: float) -> Outcome:
+    """The outcome of a still that was refined, however well, or why it was not."""
+    memory_MB = peak_memory_MB()
+    if isinstance(result, BadInput):
+        return Outcome(State.BAD_INPUT, name, "", str(result), {}, seconds, memory_MB)
+    if isinstance(result, Exception):
+        where = traceback.extract_tb(result.__traceback__)[-1]
+        reason = f"{type(result).__name__}: {result} ({Path(where.filename).name} line {where.lineno}): a fault of dbex"
+        return Outcome(State.LOST, name, "", reason, {}, seconds, memory_MB)
+    verdict = result.verdict
+    figures = {key: float(value) for key, value in result.figures.items() if math.isfinite(value)}
+    return Outcome(STATES[verdict.state], name, verdict.state, "; ".join(verdict.reasons), figures, seconds, memory_MB)
 
 
 def peak_memory_MB() -> float:

@@ -157,6 +157,7 @@ def asked_of(parameters: Any) -> "Asked":
         parameters.sigma_readout,
         absolute(parameters.sigma_map),
         parameters.trusted_max,
+        absolute(parameters.noise),
     )
     return Asked(shared, settings_of(parameters), parameters.threads)
 
@@ -220,10 +221,11 @@ def tell_end(folder: Path, ledger: "Ledger", log: Log, counts: str, memory_MB: f
     """Tell how the stills ended, those that were not refined first; gives the exit status."""
     from dbex.batch.ledger import State
 
-    failed = [(task, outcome) for task, outcome in ledger.outcomes() if outcome.state != State.REFINED]
-    for task, outcome in failed[:TOLD]:
-        place = f"{Path(task.experiments).name} {' '.join(map(str, task.experiment_ids))}".strip()
-        log.failure(f"{COMMAND}: {outcome.name or place}: {outcome.state.value}: {' '.join(outcome.reason.split())}")
+    failed = [entry for entry in ledger.entries() if entry.outcome.state != State.REFINED]
+    for entry in failed[:TOLD]:
+        outcome = entry.outcome
+        place = outcome.name or f"still {entry.experiment_id or 0} of {Path(entry.experiments).name}"
+        log.failure(f"{COMMAND}: {place}: {outcome.state.value}: {' '.join(outcome.reason.split())}")
     if len(failed) > TOLD:
         log.failure(f"{COMMAND}: {len(failed) - TOLD} more were not refined: {folder}/stills.csv has all")
     log.line(f"{counts}; {in_words(memory_MB)} at most a worker; results in {folder}")

@@ -1,4 +1,4 @@
-"""Results of single stills, one small file each, until they are put together in composite files.
+"""Results of single images, one small file each, until they are put together in composite files.
 
 A file is a zip with refined.expt, refined.refl and result.json; it appears whole or not at all.
 """
@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,29 @@ from dbex.still import Refined
 
 @dataclass(frozen=True)
 class Spooled:
-    """A result that was read back: dxtbx's experiment, its reflection table, and what result.json says."""
+    """A still's result that was read back: dxtbx's experiment, its reflection table, and what was told with it."""
 
     experiment: Any
     table: Any
     told: dict[str, Any]
 
 
-def write_result(file: Path, refined: Refined, told: dict[str, Any]) -> None:
-    """Write the models and reflections of a refined still, with `told`, which must be plain; raises OSError."""
-    experiments: Any = ExperimentList([refined_experiment(refined)])
+def write_result(file: Path, lattices: Sequence[Refined], told: Sequence[dict[str, Any]]) -> None:
+    """Write models and reflections of the refined lattices of an image; raises OSError.
+
+    `told` is plain, an entry for every lattice, also those without a result; `id` says which result is its own.
+    """
+    experiments: Any = ExperimentList()
+    table = flex.reflection_table()
+    for index, refined in enumerate(lattices):
+        experiment = refined_experiment(refined)
+        experiments.append(experiment)
+        part = unnamed(reflection_table(refined))
+        set_ids(part, index)
+        table.extend(part)
     members = {
         "refined.expt": experiments.as_json(),
-        "refined.refl": reflection_table(refined).as_msgpack(),
+        "refined.refl": table.as_msgpack(),
         "result.json": json.dumps(plain(told), allow_nan=False),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,21 +63,28 @@ def write_result(file: Path, refined: Refined, told: dict[str, Any]) -> None:
     sync(file.parent)
 
 
-def told_of(file: Path) -> dict[str, Any]:
-    """What was told with a result; raises OSError."""
+def told_of(file: Path) -> list[dict[str, Any]]:
+    """What was told of the lattices of an image; raises OSError."""
     with zipfile.ZipFile(file) as archive:
-        told: dict[str, Any] = json.loads(archive.read("result.json"))
+        told: list[dict[str, Any]] = json.loads(archive.read("result.json"))
         return told
 
 
-def read_result(file: Path) -> Spooled:
-    """A result; raises OSError."""
+def read_result(file: Path, lattice: int) -> Spooled:
+    """The result of one lattice of an image; raises OSError."""
+    told = told_of(file)[lattice]
     with zipfile.ZipFile(file) as archive:
         text = archive.read("refined.expt").decode("utf-8")
         table = flex.reflection_table.from_msgpack(archive.read("refined.refl"))
-        told = json.loads(archive.read("result.json"))
-    (experiment,) = ExperimentListFactory.from_json(text, check_format=False)
-    return Spooled(experiment, table, told)
+    experiments = ExperimentListFactory.from_json(text, check_format=False)
+    return Spooled(experiments[told["id"]], table.select(table["id"] == told["id"]), told)
+
+
+def unnamed(table: Any) -> Any:
+    """The table, its ids no longer tied to identifiers."""
+    for known in list(table.experiment_identifiers().keys()):
+        del table.experiment_identifiers()[known]
+    return table
 
 
 def write_set(results: Iterable[Spooled], stem: Path) -> None:
@@ -78,8 +95,6 @@ def write_set(results: Iterable[Spooled], stem: Path) -> None:
     experiments: Any = ExperimentList()
     table, identifiers = flex.reflection_table(), []
     for index, result in enumerate(results):
-        for known in list(result.table.experiment_identifiers().keys()):
-            del result.table.experiment_identifiers()[known]
         set_ids(result.table, index)
         if result.experiment.identifier in identifiers:
             result.experiment.identifier = ""

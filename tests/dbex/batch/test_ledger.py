@@ -18,7 +18,7 @@ ASKED = Asked(Shared("structure.mtz"), Settings())
 
 
 def task(number, spots=100):
-    return Task(f"key {number}", number, "a.expt", "a.refl", (number,), spots)
+    return Task(f"key {number}", (number,), "a.expt", "a.refl", (number,), spots)
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def engine(answer):
 
 
 def states(ledger):
-    return [outcome.state for _, outcome in ledger.outcomes()]
+    return [entry.outcome.state for entry in ledger.entries()]
 
 
 def test_the_stills_with_most_spots_come_first_set_by_set(ledger):
     ledger.enlist([task(0, 10), task(1, 30), task(2, 20), task(SET, 99)])
-    assert [one.number for one in ledger.take(3)] == [1, 2, 0]
-    assert [one.number for one in ledger.take(3)] == [SET]
+    assert [one.numbers[0] for one in ledger.take(3)] == [1, 2, 0]
+    assert [one.numbers[0] for one in ledger.take(3)] == [SET]
     assert ledger.take(3) == []
 
 
@@ -60,19 +60,19 @@ def test_what_is_told_is_kept_when_the_file_is_opened_again(tmp_path):
     told = Outcome(State.POOR_FIT, "shot 1", "poor", "χ² is 9", {"chi2_core": 9.1}, 2.5, 700.0)
     with closing(Ledger(tmp_path)) as ledger:
         ledger.enlist([task(0)])
-        ledger.end(*ledger.take(1), told)
+        ledger.end(*ledger.take(1), [told])
         ledger.remember("asked", {"d_min": 3.0})
     with closing(Ledger(tmp_path)) as ledger:
-        assert list(ledger.outcomes()) == [(task(0), told)]
+        assert [(entry.number, entry.outcome) for entry in ledger.entries()] == [(0, told)]
         assert ledger.fact("asked") == {"d_min": 3.0}
 
 
 def test_a_changed_still_waits_again_and_one_that_is_no_longer_asked_for_goes(ledger):
     ledger.enlist([task(0), task(1), task(2)])
     for one in ledger.take(3):
-        ledger.end(one, Outcome(State.REFINED))
-    ledger.enlist([task(2), Task("changed", 1, "a.expt", "a.refl", (1,), 100)])
-    assert [(one.key, outcome.state) for one, outcome in ledger.outcomes()] == [
+        ledger.end(one, [Outcome(State.REFINED)])
+    ledger.enlist([task(2), Task("changed", (1,), "a.expt", "a.refl", (1,), 100)])
+    assert [(entry.key, entry.outcome.state) for entry in ledger.entries()] == [
         ("changed", State.WAITING),
         ("key 2", State.REFINED),
     ]
@@ -82,24 +82,24 @@ def test_a_still_that_takes_its_workers_with_it_is_lost_after_three_and_the_othe
     tried = []
 
     def answer(one):
-        tried.append(one.number)
-        if one.number == 1:
+        tried.append(one.numbers[0])
+        if one.numbers == (1,):
             raise WorkerGone("killed by signal 9")
-        return Outcome(State.REFINED)
+        return [Outcome(State.REFINED)]
 
     ledger.enlist([task(0), task(1), task(2)])
     sweep(tmp_path, ledger, engine(answer), ASKED, lambda pace: None)
     assert states(ledger) == [State.REFINED, State.LOST, State.REFINED]
     assert tried.count(1) == ATTEMPTS
-    reason = [outcome.reason for _, outcome in ledger.outcomes()][1]
+    reason = [entry.outcome.reason for entry in ledger.entries()][1]
     assert reason == "lost with its worker 3 times: killed by signal 9"
 
 
 def test_a_full_disk_ends_the_sweep_and_what_was_done_stays_done(tmp_path, ledger):
     def answer(one):
-        if one.number == 1:
+        if one.numbers == (1,):
             raise OSError(28, "No space left on device", "spool")
-        return Outcome(State.REFINED)
+        return [Outcome(State.REFINED)]
 
     ledger.enlist([task(0, 9), task(1, 8), task(2, 7)])
     with pytest.raises(OSError, match="No space left"):

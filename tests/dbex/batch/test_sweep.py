@@ -81,7 +81,7 @@ def until(folder, reached):
     while time.monotonic() < deadline:
         if (folder / FILE).exists():
             with closing(Ledger(folder)) as ledger:
-                if reached([outcome.state for _, outcome in ledger.outcomes()]):
+                if reached([entry.outcome.state for entry in ledger.entries()]):
                     return
         time.sleep(0.05)
     raise TimeoutError(f"the sweep in {folder} did not get so far")
