@@ -1,6 +1,8 @@
 """The files of a still, or of several, as named records."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from dbex.physics.noise import counts_photons, noise_model
 from dbex.rois import Boxes, box_pixels, padded_boxes
 from dbex.spot_widths import widths_from_spots
 from dbex.still import Bools, Floats, Image, NoiseModel, Observed, Still
-from nanobrag_torch.config import CrystalConfig, DetectorConfig
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig
 
 #: Pixels around a spot's own box that its tails may reach, which no background is taken from.
 TAIL_PX = 1
@@ -48,6 +50,36 @@ def read_stills(
     return Stills(
         expt_path, refl_path, mtz_path, mask_path, mtz_columns, gain, sigma_readout, sigma_map, trusted_max, noise
     )
+
+
+@dataclass(frozen=True)
+class StillFiles:
+    """The files of stills and how they are read, as `read_stills` takes them: small, so that another process can open
+    them for itself."""
+
+    experiments: str
+    reflections: str
+    structure_factors: str
+    mask: str | None = None
+    mtz_columns: str | None = None
+    gain: float | None = None
+    sigma_readout: float | None = None
+    sigma_map: str | None = None
+    trusted_max: float | None = None
+    noise: str | None = None
+
+    def stills(self) -> "Stills":
+        """The stills, opened once a process. Raises BadInput."""
+        return _opened(self)
+
+    def read(self, index: int) -> Still:
+        """One still. Raises BadInput."""
+        return self.stills().read(index)
+
+
+@lru_cache(maxsize=1)
+def _opened(files: StillFiles) -> "Stills":
+    return Stills(*astuple(files))
 
 
 class Stills:
@@ -133,6 +165,13 @@ class Stills:
             left_out=left_out,
             index=index,
         )
+
+    def bench(self, index: int) -> tuple[tuple[DetectorConfig, ...], BeamConfig]:
+        """Detector and beam of a still, without its image. Raises BadInput."""
+        self.check(index)
+        experiment = self.experiments[index]
+        panels = tuple(create_detector_config(panel, experiment.beam) for panel in experiment.detector)
+        return panels, create_beam_config(experiment.beam)
 
     def name(self, index: int) -> str:
         """The image's name without its ending; with its number where one file holds several, and that of the lattice

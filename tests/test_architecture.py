@@ -23,13 +23,14 @@ LAYERS = {
     "nanobrag_torch": ("torch", "numpy", "jaxtyping"),
     "dbex.errors": (),
     "dbex.still": ("dbex.errors", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
+    "dbex.observations": ("dbex.still", "numpy"),
     "dbex.cell_symmetry": ("dbex.errors", "numpy", "cctbx"),
     "dbex.models": (
         *("dbex.errors", "dbex.still", "dbex.cell_symmetry", "nanobrag_torch", "numpy", "torch"),
         *("dxtbx", "cctbx", "scitbx"),
     ),
     "dbex.io": (
-        *("dbex.errors", "dbex.still", "dbex.models", "dbex.refinement.settings", "numpy"),
+        *("dbex.errors", "dbex.still", "dbex.models", "dbex.observations", "dbex.refinement.settings", "numpy"),
         *("nanobrag_torch.config", "dxtbx", "dials", "cctbx", "scitbx", "iotbx", "libtbx", "gemmi", "h5py"),
     ),
     "dbex.scoring": ("dbex.errors", "dbex.still", "numpy", "scipy"),
@@ -48,6 +49,11 @@ LAYERS = {
         *("dbex.physics", "dbex.models", "dbex.rois", "dbex.background", "dbex.scoring", "dbex.errors", "dbex.still"),
         *("nanobrag_torch", "numpy", "scipy", "torch", "jaxtyping"),
     ),
+    # Many stills for what they share: everything it does to one of them is the refinement of one.
+    "dbex.joint": (
+        *("dbex.refinement", "dbex.physics.sigma_z", "dbex.observations", "dbex.errors", "dbex.still"),
+        *("nanobrag_torch.config", "nanobrag_torch.panel", "numpy", "scipy", "torch"),
+    ),
     "dbex.report": ("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib"),
     "dbex.memory": (),
     # Many stills: each in another process, which has threads of its own to set.
@@ -57,7 +63,7 @@ LAYERS = {
     ),
     "dbex.cli": (
         *("dbex.report", "dbex.refinement", "dbex.data_load", "dbex.io", "dbex.errors", "dbex.still"),
-        *("dbex.batch", "dbex.measured_noise", "dbex.memory"),
+        *("dbex.batch", "dbex.joint", "dbex.observations", "dbex.measured_noise", "dbex.memory"),
         # Threads are the command's to set, and no maths.
         *("libtbx", "numpy", "tqdm", "torch.set_num_threads"),
     ),

@@ -200,3 +200,14 @@ SINC_SQUARED_OF_PEAK, SINC_SQUARED_BESIDE = 0.016, 0.008
 
 #: A worker of a sweep over stills of one megapixel: torch, DIALS and the amplitudes are half of it.
 WORKER_MEMORY_MB = 1000.0
+
+# --- all stills jointly --------------------------------------------------------------------------------------------
+
+#: The joint step against the dense system's, in esds: what is asked for. Rounding of systems of condition 1e6 is 1e-10.
+DENSE_ESDS = 1e-8
+#: Five shared numbers of one fixed seed against their esds.
+JOINT_ESDS = 3.5
+#: What the process that sums holds of a still between visits: a few matrices of ten by ten doubles.
+HELD_BYTES = 16_000
+#: The sum of 400 means over that of the true values: four standard errors of sums with 5 % of noise a mean.
+MERGED_BIAS = 0.01

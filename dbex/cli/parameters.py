@@ -109,6 +109,35 @@ parsl_config = None
           "kubernetes or local: those that dbex brings, to be copied and edited."
 """
 
+#: What dbex.refine_joint has besides, or otherwise.
+JOINT_PHIL = """
+nproc = 1
+  .type = whole(minimum=1)
+  .help = "Processes that visit stills side by side."
+refine {
+  detector = *distance *shift *tilt
+    .type = choice(multi=True)
+    .help = "Parameters of the detector as a whole that all stills share: distance, shift, tilt; or none."
+  beam = wavelength direction
+    .type = choice(multi=True)
+    .help = "Parameters of the beam that all stills share: wavelength (one factor), direction; or none."
+  shot_beam = wavelength direction bandwidth
+    .type = choice(multi=True)
+    .help = "Parameters of the beam that move from shot to shot: wavelength, direction, bandwidth; or none."
+  cell = *shared still
+    .type = choice
+    .help = "One cell for all stills, or one of its own for each still."
+  terms = bandwidth square mosaic_tensor size_tensor component
+    .type = choice(multi=True)
+    .help = "Terms of the model that are tried on each still by itself and kept where its data pay for them; or none."
+}
+output {
+  directory = joint
+    .type = path
+    .help = "Where the results go. An earlier result there is replaced once the new one is complete."
+}
+"""
+
 FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
 
 
@@ -185,10 +214,19 @@ def refine_scope(more: str = "") -> Any:
     return libtbx.phil.parse(more + REFINE_PHIL, converter_registry=registry)
 
 
-def interpret(arguments: Sequence[str]) -> tuple[Any, str]:
-    """The parameters of dbex.refine that the arguments ask for, and the modified ones as phil text; raises BadInput."""
-    parameters, modified = fetched(refine_scope(), arguments)
-    require_files(parameters)
+def joint_scope() -> Any:
+    """The phil scope of dbex.refine_joint with its defaults."""
+    scope = refine_scope()
+    registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
+    scope.adopt_scope(libtbx.phil.parse(JOINT_PHIL, converter_registry=registry))
+    return scope
+
+
+def interpret(arguments: Sequence[str], scope: Any = None, command: str = "dbex.refine") -> tuple[Any, str]:
+    """The parameters of a command (dbex.refine, or that of `scope`) that the arguments ask for, and the modified ones
+    as phil text; raises BadInput."""
+    parameters, modified = fetched(refine_scope() if scope is None else scope, arguments)
+    require_files(parameters, command)
     return parameters, modified
 
 
@@ -259,11 +297,11 @@ def parse_phil_file(name: str, definitions: dict[str, Any]) -> Any:
     return source
 
 
-def require_files(parameters: Any) -> None:
+def require_files(parameters: Any, command: str = "dbex.refine") -> None:
     """Raise BadInput unless all three input files are named, every named file exists, and the output has a name."""
     if parameters.output.directory is None:
         raise BadInput("output.directory is None: expected the name of a folder")
-    usage = "dbex.refine still.expt still.refl structure.mtz mask=mask.pkl [key=value …]"
+    usage = f"{command} still.expt still.refl structure.mtz mask=mask.pkl [key=value …]"
     for extension, path in FILES.items():
         if getattr(parameters.input, path.partition(".")[2]) is None:
             raise BadInput(f"no {extension} file is given: expected {usage}")
@@ -274,13 +312,13 @@ def require_files(parameters: Any) -> None:
             raise BadInput(f"{name}: {'is a directory, not a file' if Path(name).is_dir() else 'no such file'}")
 
 
-def settings_of(parameters: Any) -> Settings:
-    """The settings of a refinement; raises BadInput."""
+def settings_of(parameters: Any, more_beam: Sequence[str] = ()) -> Settings:
+    """The settings of a refinement, with further groups of the beam; raises BadInput."""
     refine = parameters.refine
     return Settings(
         crystal=tuple(refine.crystal),
         detector=tuple(refine.detector),
-        beam=tuple(refine.beam),
+        beam=(*refine.beam, *more_beam),
         d_min=parameters.d_min,
         max_iterations=refine.max_iterations,
         model_error=refine.model_error,

@@ -120,12 +120,12 @@ def refine(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def run_of(arguments: Sequence[str], modified: str, settings: Any) -> "Run":
+def run_of(arguments: Sequence[str], modified: str, settings: Any, command: str = COMMAND) -> "Run":
     """The record of what was asked."""
     from dbex.io.record import Run
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Run(shlex.join([COMMAND, *arguments]), modified, settings, started)
+    return Run(shlex.join([command, *arguments]), modified, settings, started)
 
 
 def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[tuple[str, ...], bool]:

@@ -145,5 +145,10 @@ def write_record(content: dict[str, Any], folder: Path) -> None:
     """Write dbex.json, with the files of `folder` listed in it, as strict JSON; raises OSError."""
     beside = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     content = {**content, "files": sorted(beside | {"dbex.json"})}
+    write_json(content, folder / "dbex.json")
+
+
+def write_json(content: dict[str, Any], file: Path) -> None:
+    """Write strict JSON; raises OSError."""
     text = json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False)
-    (folder / "dbex.json").write_text(text + "\n", encoding="utf-8")
+    file.write_text(text + "\n", encoding="utf-8")

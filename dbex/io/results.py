@@ -53,14 +53,27 @@ MEANINGS = {
 
 def write_results(refined: Refined, folder: Path) -> None:
     """Write refined.expt, refined.refl and pixels.h5 into `folder`; raises OSError."""
-    experiments: Any = ExperimentList([refined_experiment(refined)])
-    experiments.as_file(str(folder / "refined.expt"))
-    reflection_table(refined).as_file(str(folder / "refined.refl"))
+    write_models(refined, folder)
     write_pixels(refined, folder / "pixels.h5")
 
 
-def write_composite(folders: list[Path], target: Path) -> None:
-    """Put the refined.expt and refined.refl of several stills together in `target`, ids in the order of `folders`.
+def write_models(refined: Refined, folder: Path) -> None:
+    """Write refined.expt and refined.refl into `folder`, without the pixels; raises OSError."""
+    experiments: Any = ExperimentList([refined_experiment(refined)])
+    experiments.as_file(str(folder / "refined.expt"))
+    reflection_table(refined).as_file(str(folder / "refined.refl"))
+
+
+def write_geometry(refined: Refined, file: Path) -> None:
+    """Write beam and detector alone as an experiment list, for dials.import reference_geometry=; raises OSError."""
+    found = refined_experiment(refined)
+    experiments: Any = ExperimentList([Experiment(beam=found.beam, detector=found.detector)])
+    experiments.as_file(str(file))
+
+
+def write_composite(folders: list[Path], target: Path, name: str = "refined") -> None:
+    """Put the refined.expt and refined.refl of several stills together in `target` as `name`.expt and `name`.refl, ids
+    in the order of `folders`.
 
     A still that could not be refined leaves no gap in the ids: `dbex.input_id` has those of the .expt that was read.
     They are read back from disk, so that no image is held in memory. Raises OSError.
@@ -77,8 +90,8 @@ def write_composite(folders: list[Path], target: Path) -> None:
         table.extend(part)
         identifiers.append(experiment.identifier)
     name_experiments(table, identifiers)
-    experiments.as_file(str(target / "refined.expt"))
-    table.as_file(str(target / "refined.refl"))
+    experiments.as_file(str(target / f"{name}.expt"))
+    table.as_file(str(target / f"{name}.refl"))
 
 
 def set_ids(table: Any, index: int) -> None:

@@ -25,7 +25,7 @@ from dbex.refinement.tables import (
 from dbex.refinement.terms import Trial
 from dbex.refinement.uncertainty import curvature
 from dbex.refinement.verdict import judge
-from dbex.still import Floats, Iteration, ParameterEstimate, Refined, Still
+from dbex.still import BoxTable, Floats, Iteration, ParameterEstimate, Refined, Still
 from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
 from nanobrag_torch.lattice import orientation
 
@@ -48,23 +48,12 @@ def conclude(
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
     table, pixels = box_table(solved, still, weight), pixel_table(solved)
     background = background_sigma_z(pixels)
-    figures = figures_of_merit(solved, table)
-    freedom = figures["pixels"] - 3 * figures["boxes"] - len(map) - _effective_intensities(solved)
-    # pixels that were down-weighted in the fit do not speak for the noise of the others either
-    weighted = float((pixel_weight**2 * squared_residuals(solved) * boxes.used).sum())
-    reduced = weighted / max(freedom, 1.0)
-    inflation = float(np.sqrt(max(1.0, reduced)))
+    figures = fit_figures(still, settings, final, solved, table)
+    inflation = figures["esd_inflation"]
     figures |= {
-        "chi2_reduced": reduced,
-        "esd_inflation": inflation,
         "condition_number": bend.condition_number,
-        "relative_model_error": fitted_model_error(still, final).relative
-        if settings.model_error is None
-        else settings.model_error,
-        "down_weighted_pixels": float((boxes.used & (pixel_weight < 1)).sum()),
         "sigma_z": background.together.rms,
         "sigma_z_esd": background.together.esd,
-        "d_min_A": resolution_limit(still, settings),
         "search_median_px_before": found.median_px_before if found else float("nan"),
         "search_median_px_after": found.median_px_after if found else float("nan"),
         "explained_spots": found.explained if found else float("nan"),
@@ -99,6 +88,23 @@ def conclude(
         seconds={},
         worst_direction=bend.worst_direction,
     )
+
+
+def fit_figures(still: Still, settings: Settings, final: Round, solved: Solved, table: BoxTable) -> dict[str, float]:
+    """The figures of merit of a solved round, χ² over its degrees of freedom and what that does to esds."""
+    pixel_weight, used = solved.objective.weight, final.objective.boxes.used
+    figures = figures_of_merit(solved, table)
+    freedom = figures["pixels"] - 3 * figures["boxes"] - len(final.objective.map) - _effective_intensities(solved)
+    # pixels that were down-weighted in the fit do not speak for the noise of the others either
+    reduced = float((pixel_weight**2 * squared_residuals(solved) * used).sum()) / max(freedom, 1.0)
+    error = fitted_model_error(still, final).relative if settings.model_error is None else settings.model_error
+    return figures | {
+        "chi2_reduced": reduced,
+        "esd_inflation": float(np.sqrt(max(1.0, reduced))),
+        "relative_model_error": error,
+        "down_weighted_pixels": float((used & (pixel_weight < 1)).sum()),
+        "d_min_A": resolution_limit(still, settings),
+    }
 
 
 def _effective_intensities(solved: Solved) -> float:

@@ -25,8 +25,11 @@ LEFT_OUT = "hot pixels: bright alone, sharper than any spot"
 def without_hot_pixels(still: Still, found: Round) -> Still:
     """The still with the hot pixels of the boxes of a solved round untrusted; the same one where there are none."""
     panel, slow, fast = hot_pixels(found)
-    if not len(panel):
-        return still
+    return without_pixels(still, panel, slow, fast) if len(panel) else still
+
+
+def without_pixels(still: Still, panel: Ints, slow: Ints, fast: Ints) -> Still:
+    """The still with these pixels (n,) untrusted, as hot ones."""
     trusted = tuple(mask.copy() for mask in still.trusted)
     for i in np.unique(panel):
         trusted[i][slow[panel == i], fast[panel == i]] = False

@@ -419,6 +419,11 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
 }
 
 
+def names_of(group: str) -> tuple[str, ...]:
+    """The names of the free numbers of a group other than the cell."""
+    return tuple(name for name, *_ in _GROUPS[group])
+
+
 _CRYSTAL_GROUPS = (
     "orientation",
     "scale",

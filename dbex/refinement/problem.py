@@ -80,8 +80,12 @@ class StillProblem:
 
     def trial(self, x: Floats, state: State) -> State:
         """Another x with the same variances."""
-        local = self.objective.solve_linear(torch.as_tensor(x), state.variance, state.ln_captured)
-        return State(state.variance, self._raised(x, local), state.ln_captured)
+        return self.at(x, state.variance, state.ln_captured)
+
+    def at(self, x: Floats, variance: Tensor, ln_captured: Tensor) -> State:
+        """The state at x with these variances and errors of |F|² held at these amplitudes."""
+        local = self.objective.solve_linear(torch.as_tensor(x), variance, ln_captured)
+        return State(variance, self._raised(x, local), ln_captured)
 
     def _frozen(self, x: Floats, variance: Tensor, local: Local) -> State:
         """The state whose errors of |F|² are held from here on."""

@@ -188,22 +188,13 @@ def all_predicted(
     `before` is a round that ended at x, whose boxes and model error are those to begin with; the last round goes on
     until steps are below `tolerance_esds`.
     """
-    d_min = resolution_limit(still, settings)
     model_error = ROUGH_MODEL_ERROR if settings.model_error is None else ModelError(settings.model_error)
     if before is not None and settings.model_error is None:
         model_error = fitted_model_error(still, before)
-    shapes = [panel.shape for panel in still.detector]
     found = before
     for number in range(rounds):
-        everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
-        chosen = everything.select(with_boxes(still, everything))
-        boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
-        if boxes is None or not len(boxes):
-            raise BadInput(
-                f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
-            )
-        objective = objective_for(still, map, boxes, model_error, x)
-        last = found is not None and _same_boxes(found, objective) > SAME_BOXES
+        objective, chosen = predicted_objective(still, map, x, settings, model_error)
+        last = found is not None and same_boxes(found.objective, objective) > SAME_BOXES
         solution = SOLVE[settings.solver](
             StillProblem(objective),
             x,
@@ -220,6 +211,22 @@ def all_predicted(
             break
     assert found is not None
     return found
+
+
+def predicted_objective(
+    still: Still, map: Parametrisation, x: Floats, settings: Settings, model_error: ModelError
+) -> tuple[Objective, Predictions]:
+    """The objective of all reflections that the model at x predicts, and these. Raises BadInput for none."""
+    shapes = [panel.shape for panel in still.detector]
+    d_min = resolution_limit(still, settings)
+    everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
+    chosen = everything.select(with_boxes(still, everything))
+    boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
+    if boxes is None or not len(boxes):
+        raise BadInput(
+            f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
+        )
+    return objective_for(still, map, boxes, model_error, x), chosen
 
 
 def with_boxes(still: Still, everything: Predictions) -> Bools:
@@ -262,13 +269,13 @@ def as_minimised(found: Round) -> Solved:
     return replace(solved_round(found), objective=found.objective, variance=found.state.variance)
 
 
-def _same_boxes(found: Round, objective: Objective) -> float:
-    """Fraction of boxes that two rounds share."""
+def same_boxes(found: Objective, objective: Objective) -> float:
+    """Fraction of boxes that two objectives share."""
 
     def names(of: Objective) -> set[tuple[int, ...]]:
         return {tuple(h) for h in of.hkl[of.boxes.node[:, 0]].tolist()}
 
-    before, now = names(found.objective), names(objective)
+    before, now = names(found), names(objective)
     return len(before & now) / max(len(before | now), 1)
 
 
