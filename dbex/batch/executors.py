@@ -7,6 +7,7 @@ task is at fault. Neither distributes work by its own means: Pebble and Parsl do
 import multiprocessing
 import os
 import runpy
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -89,6 +90,8 @@ def parsl_workers(configuration: str | Path, run_directory: Path) -> Iterator[En
         from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
     except ImportError as error:
         raise BadInput("executor=parsl needs Parsl, which is not installed: pip install 'dbex[parsl]'") from error
+    if shutil.which("interchange.py") is None:
+        raise BadInput("executor=parsl does not find Parsl's own programs on the PATH: activate its environment first")
     config = configuration_of(configuration, parsl)
     config.run_dir, config.retries = str(run_directory), 0
     with parsl.load(config) as kernel:

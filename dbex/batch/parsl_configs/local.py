@@ -10,6 +10,8 @@ config = Config(
             label="dbex",
             address="127.0.0.1",
             max_workers_per_node=2,
+            heartbeat_period=5,  # a worker that dies is missed after this, s
+            heartbeat_threshold=30,
             provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init="export OMP_NUM_THREADS=1"),
         )
     ]
