@@ -97,9 +97,9 @@ output {
 
 #: What dbex.refine_many asks beside.
 MANY_PHIL = """
-nproc = None
-  .type = numeric(minimum=1)
-  .help = "Processes of this machine. None takes as many as it has cores."
+nproc = 0
+  .type = whole(minimum=0)
+  .help = "Processes of this machine; 0 takes as many as it has cores."
 executor = *process parsl
   .type = choice
   .help = "Who does the work: processes of this machine, or a cluster through Parsl."

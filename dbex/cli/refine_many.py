@@ -195,7 +195,7 @@ def engine_of(parameters: Any, folder: Path) -> "Iterator[Engine]":
         configuration = shipped if shipped.is_file() else parameters.parsl_config
         engine: AbstractContextManager[Engine] = executors.parsl_workers(configuration, folder / "parsl")
     else:
-        engine = executors.local_processes(int(parameters.nproc or len(os.sched_getaffinity(0))))
+        engine = executors.local_processes(parameters.nproc or len(os.sched_getaffinity(0)))
     with engine as started:
         yield started
 
