@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, exit_status
 from dbex.cli.parameters import interpret, joint_scope, settings_of
 from dbex.cli.refine import run_of
+from dbex.errors import BadInput
 from dbex.io.atomic import staged
 from dbex.memory import give_back_memory, keep_memory
 
@@ -120,6 +122,7 @@ def refine(arguments: Sequence[str]) -> int:
     """Refine the stills that the arguments name; 1 when some of them were left out, else 0."""
     parameters, modified = interpret(arguments, joint_scope(), COMMAND)
     settings = settings_of(parameters, parameters.refine.shot_beam)
+    refuse_degenerate(parameters.refine)
     with staged(parameters.output.directory) as staging, closing(Log(staging / "dbex.log")) as log:
         log.line(f"{COMMAND} {metadata.version('dbex')}\n")
         log.line(f"The following parameters have been modified:\n\n{modified}\n")
@@ -127,6 +130,16 @@ def refine(arguments: Sequence[str]) -> int:
         left_out = refine_into(staging, parameters, run, log)
     print(f"results in {parameters.output.directory}")
     return 1 if left_out else 0
+
+
+def refuse_degenerate(refine: Any) -> None:
+    """Raise BadInput where wavelength and cell move together: as far as all cells go with it, no spot moves."""
+    together = "wavelength" in refine.beam or ("wavelength" in refine.shot_beam and refine.cell == "still")
+    if together and "cell" in refine.crystal:
+        raise BadInput(
+            "wavelength and cell lengths scale together without moving a spot: expected one of them held; leave cell "
+            "out of refine.crystal, or refine wavelengths from shot to shot (refine.shot_beam) with refine.cell=shared"
+        )
 
 
 def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
@@ -184,8 +197,13 @@ def visiting(processes: int, threads: int) -> "Iterator[Visits]":
         yield map
         return
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, initializer=work_quietly, initargs=(threads,)) as executor:
-        yield executor.map
+    try:
+        with ProcessPoolExecutor(processes, context, initializer=work_quietly, initargs=(threads,)) as executor:
+            yield executor.map
+    except BrokenProcessPool as error:
+        raise BadInput(
+            f"one of the {processes} processes was killed: expected memory for all of them; give a smaller nproc"
+        ) from error
 
 
 def write_joint(

@@ -170,9 +170,14 @@ def solve(
         g[[i for i, p in enumerate(common.parameters) if p.group == "cell"]] = 0.0
     steps: list[tuple[int, Step]] = []
     for number in range(1, MAX_ROUNDS + 1):
-        laid = tuple(visits(visitor.lay_out, [(b.index, common, g) for b in used]))
+        told = list(visits(visitor.lay_out, [(b.index, common, g) for b in used]))
+        left_out += [replace(b, reason=t) for b, t in zip(used, told, strict=True) if isinstance(t, str)]
+        used = [b for b, t in zip(used, told, strict=True) if not isinstance(t, str)]
+        laid = tuple(t for t in told if not isinstance(t, str))
+        if not laid:
+            raise BadInput(f"no still is left of {len(begun)}; the last: {left_out[-1].reason}")
         problem = JointProblem(visitor, common, visits, laid)
-        last = number > 1 and float(np.mean([told.same for told in laid])) > SAME_BOXES
+        last = number > 1 and float(np.mean([still.same for still in laid])) > SAME_BOXES
 
         def show(step: Step, state: Any, number: int = number) -> None:
             steps.append((number, step))

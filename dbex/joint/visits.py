@@ -124,9 +124,15 @@ class Visitor:
         values = np.array([x[map.place(p.name)] for p in shared])
         return Begun(index, name, shared, values, tuple(float(getattr(crystal, edge)) for edge in CELL))
 
-    def lay_out(self, task: tuple[int, Common, Floats]) -> Visited:
+    def lay_out(self, task: tuple[int, Common, Floats]) -> Visited | str:
         """Predict a still's boxes anew, about the common beginning with the shared values g of a task (index, common,
-        g), and solve for its own numbers."""
+        g), and solve for its own numbers; or the reason why that cannot be done."""
+        try:
+            return self._laid_out(task)
+        except (BadInput, np.linalg.LinAlgError) as error:
+            return str(error)
+
+    def _laid_out(self, task: tuple[int, Common, Floats]) -> Visited:
         index, common, g = task
         laid, standing = self._laid(index), self._standing(index)
         found = round_of(laid, standing)

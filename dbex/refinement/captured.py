@@ -20,8 +20,17 @@ def ln_captured(at: Nodes, node: Tensor, beam: BeamConfig) -> Tensor:
     return _together(_of_parts(at, beam)[0], node)
 
 
-def captured_slopes(at: Nodes, columns: NodeColumns, node: Tensor, beam: BeamConfig) -> Tensor:
-    """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each part."""
+def wave_numbers(beam: BeamConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """s0 (3,) and its length (), 1/Å: what of the beam decides where nodes meet the sphere."""
+    length = 1 / as_tensor(beam.wavelength_A, like)
+    return unit(as_tensor(beam.direction, like)) * length, length
+
+
+def captured_slopes(
+    at: Nodes, columns: NodeColumns, node: Tensor, beam: BeamConfig, waves: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each part, and through the
+    beam's numbers, whose derivatives are `waves` (3, parameters) and (parameters,)."""
     ln_amplitude, (epsilon, variance, normal, length) = _of_parts(at, beam)
     along = (at.covariance[0] @ normal[..., None]).squeeze(-1)
     # the normal turns with q
@@ -31,7 +40,8 @@ def captured_slopes(at: Nodes, columns: NodeColumns, node: Tensor, beam: BeamCon
     outer = by_variance[:, None, None] * normal[:, :, None] * normal[:, None, :]
     slopes = (
         columns.ln_amplitude
-        + (by_q[:, None] @ columns.q).squeeze(1)
+        + (by_q[:, None] @ (columns.q + waves[0])).squeeze(1)
+        + (epsilon / variance)[:, None] * waves[1]
         + torch.einsum("nij,nijk->nk", outer, columns.covariance[0])
     )
     total = _together(ln_amplitude, node)
@@ -49,10 +59,10 @@ def _together(ln_amplitude: Tensor, node: Tensor) -> Tensor:
 def _of_parts(at: Nodes, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """ln amplitude (k,) of every part; its ε, the variance along the sphere's normal, that normal, the length of
     q + s0/λ."""
-    wavelength = as_tensor(beam.wavelength_A, at.q)
-    toward = at.q + unit(as_tensor(beam.direction, at.q)) / wavelength
+    s0, wave_number = wave_numbers(beam, at.q)
+    toward = at.q + s0
     length = torch.linalg.vector_norm(toward, dim=-1)
-    normal, epsilon = toward / length[:, None], length - 1 / wavelength
+    normal, epsilon = toward / length[:, None], length - wave_number
     variance = dot(normal, (at.covariance[0] @ normal[..., None]).squeeze(-1))
     ln_amplitude = at.ln_amplitude - 0.5 * torch.log(variance) - 0.5 * epsilon**2 / variance
     return ln_amplitude, (epsilon, variance, normal, length)

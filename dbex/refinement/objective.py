@@ -15,7 +15,7 @@ import torch
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
-from dbex.refinement.captured import captured_slopes, ln_captured
+from dbex.refinement.captured import captured_slopes, ln_captured, wave_numbers
 from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, distinct_nodes, grouped
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
@@ -138,9 +138,9 @@ class Objective:
             where = group.where
             yield group, Scene(where.slow, where.fast, panels[where.panel], beam, self.rule)
 
-    def ln_captured(self, at: Nodes) -> Tensor:
+    def ln_captured(self, x: Tensor, at: Nodes) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
-        return ln_captured(at, self.groups.parts.node, self.map.beam)[self.groups.first]
+        return ln_captured(at, self.groups.parts.node, self.map.models(x).beam)[self.groups.first]
 
     def columns(self, x: Tensor) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
@@ -168,7 +168,7 @@ class Objective:
         if frozen is None:
             return self.solve_with(columns, variance)
         # an amplitude that changes beyond all bounds says nothing any more
-        change = (frozen - self.ln_captured(at)).clamp(-LN_FROZEN_MOST, LN_FROZEN_MOST)
+        change = (frozen - self.ln_captured(x, at)).clamp(-LN_FROZEN_MOST, LN_FROZEN_MOST)
         return replace(self.solve_with(columns, variance, self.prior.sd * torch.exp(change)), ln_captured=frozen)
 
     def solve_with(self, columns: list[Tensor], variance: Tensor, sd: Tensor | None = None) -> Local:
@@ -259,7 +259,7 @@ class Objective:
         cross *= local.sd[:, None]
         if local.ln_captured is not None:
             z = (local.intensity - self.prior.mean) / local.sd
-            slopes = captured_slopes(at, by_x, self.groups.parts.node, self.map.beam)[self.groups.first]
+            slopes = self._captured_slopes(x, at, by_x)[self.groups.first]
             by_prior = z[:, None] * slopes
             matrix += by_prior.T @ by_prior
             gradient -= by_prior.T @ z
@@ -294,6 +294,11 @@ class Objective:
         for group, found in self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data)):
             rows = torch.nn.functional.pad(found.sums, (0, self.boxes.data.shape[1] - group.pixels))
             yield group.part, rows.transpose(1, 2) @ found.map
+
+    def _captured_slopes(self, x: Tensor, at: Nodes, by_x: NodeColumns) -> Tensor:
+        """Derivatives (nodes, n) of the ln amplitudes where nodes meet the sphere."""
+        s0, length = jacobian(lambda x: wave_numbers(self.map.models(x).beam, x), x)
+        return captured_slopes(at, by_x, self.groups.parts.node, self.map.models(x).beam, (s0, length))
 
     def _by_x(self, x: Tensor) -> tuple[NodeColumns, RayColumns | None]:
         """Derivatives of the nodes and, where they move, of the rays."""

@@ -89,7 +89,8 @@ class StillProblem:
 
     def _frozen(self, x: Floats, variance: Tensor, local: Local) -> State:
         """The state whose errors of |F|² are held from here on."""
-        ln_captured = self.objective.ln_captured(self.objective.nodes_at(torch.as_tensor(x)))
+        at = torch.as_tensor(x)
+        ln_captured = self.objective.ln_captured(at, self.objective.nodes_at(at))
         return State(variance, self._raised(x, replace(local, ln_captured=ln_captured)), ln_captured)
 
     def _raised(self, x: Floats, local: Local) -> Local:

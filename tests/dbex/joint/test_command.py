@@ -117,6 +117,12 @@ def test_a_missing_file_is_told_with_the_right_command():
         main([str(ROOT / "refGeom.expt")])
 
 
+@pytest.mark.parametrize("choice", [["refine.beam=wavelength"], ["refine.shot_beam=wavelength", "refine.cell=still"]])
+def test_a_wavelength_that_goes_with_the_cell_is_refused(choice):
+    with pytest.raises(BadInput, match="scale together"):
+        main([str(ROOT / "refGeom.expt"), *FILES, *choice])
+
+
 def test_a_run_in_which_nothing_is_shared_is_refused(tmp_path):
     with pytest.raises(BadInput, match="nothing is shared"):
         main([str(ROOT / "refGeom.expt"), *FILES, "refine.detector=none", "refine.cell=still",

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dbex.refinement.captured import captured_slopes, ln_captured
+from dbex.refinement.captured import ln_captured
 from dbex.refinement.objective import Objective
 from dbex.refinement.prior import ModelError
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import CRYSTAL, Settings
 from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from tests.dbex.refinement.closed_form import truth_of
 from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference
 from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, TRUTH_ESDS
@@ -20,19 +21,19 @@ from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, TRUTH_ESDS
 ERROR_OF_F2 = 0.5
 
 
-def test_the_amplitude_follows_the_crystal_as_its_derivatives_say(drawn):
-    still, truth = drawn
+def test_the_amplitude_follows_crystal_and_beam_as_its_derivatives_say(still):
+    truth = truth_of(still, Settings(beam=("wavelength", "direction"), detector=("distance",)))
     spots = observed_predictions(still, truth.models)
     fit = objective_for(still, truth.map, shoeboxes(still, spots, spots), ModelError(0.1))
     x = truth.zero
-    slopes = captured_slopes(fit.nodes_at(x), columns_of(fit, x), fit.groups.parts.node, truth.map.beam)
+    slopes = fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x))
     steps = 0.1 * steps_of(truth.map)
     for i, parameter in enumerate(truth.map.parameters):
         direction = torch.zeros_like(x)
         direction[i] = steps[i]
 
         def total(at):
-            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, truth.map.beam).sum())
+            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, truth.map.models(at).beam).sum())
 
         numeric = extrapolated_difference(total, x, direction)
         # a rotation about the beam changes nothing but the last digits
