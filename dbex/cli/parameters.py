@@ -124,6 +124,10 @@ refine {
   shot_beam = wavelength direction bandwidth
     .type = choice(multi=True)
     .help = "Parameters of the beam that move from shot to shot: wavelength, direction, bandwidth; or none."
+  wavelength_spread = 0.002
+    .type = numeric(above=0)
+    .help = "How far wavelengths that move from shot to shot may be from those of the experiments: the relative"
+            "standard deviation of their prior. It alone holds the common scale of wavelengths and cell."
   cell = *shared still
     .type = choice
     .help = "One cell for all stills, or one of its own for each still."

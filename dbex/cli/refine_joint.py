@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dbex.joint.solve import Joint, Visits
     from dbex.joint.visits import Visitor
     from dbex.observations import Observations
+    from dbex.refinement.settings import Settings
     from dbex.still import Floats
 
 COMMAND = "dbex.refine_joint"
@@ -169,7 +170,9 @@ def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
     detector, beam = stills.bench(0)
     spool = staging / "spool"
     spool.mkdir()
-    visitor = Visitor(files.read, run.settings, sharing, detector, spool)
+    visitor = Visitor(
+        files.read, with_wavelength_prior(run.settings, refine, float(beam.wavelength_A)), sharing, detector, spool
+    )
     with visiting(parameters.nproc, parameters.threads) as visits:
         joint = solve(visitor, range(len(stills)), beam, visits, refine.max_iterations, log.line)
         tasks = [(place, joint.task(place)) for place in range(len(joint.begun))]
@@ -180,6 +183,13 @@ def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
         log.line(line)
     write_record({key: content[key] for key in ("command", "modified_parameters", "settings", "versions")}, staging)
     return len(joint.left_out)
+
+
+def with_wavelength_prior(settings: "Settings", refine: Any, wavelength_A: float) -> "Settings":
+    """The settings with a prior of wavelengths that move from shot to shot."""
+    if "wavelength" not in refine.shot_beam:
+        return settings
+    return replace(settings, priors={"wavelength": refine.wavelength_spread * wavelength_A})
 
 
 def work_quietly(threads: int) -> None:
