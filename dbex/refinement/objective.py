@@ -21,6 +21,7 @@ from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.still import Floats
+from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.fused import (
     Derivatives,
     NodeColumns,
@@ -140,7 +141,7 @@ class Objective:
 
     def ln_captured(self, x: Tensor, at: Nodes) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
-        return ln_captured(at, self.groups.parts.node, self.map.models(x).beam)[self.groups.first]
+        return ln_captured(at, self.groups.parts.node, self.sphere(x))[self.groups.first]
 
     def columns(self, x: Tensor) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
@@ -297,8 +298,13 @@ class Objective:
 
     def _captured_slopes(self, x: Tensor, at: Nodes, by_x: NodeColumns) -> Tensor:
         """Derivatives (nodes, n) of the ln amplitudes where nodes meet the sphere."""
-        s0, length = jacobian(lambda x: wave_numbers(self.map.models(x).beam, x), x)
-        return captured_slopes(at, by_x, self.groups.parts.node, self.map.models(x).beam, (s0, length))
+        s0, length = jacobian(lambda x: wave_numbers(self.sphere(x), x), x)
+        return captured_slopes(at, by_x, self.groups.parts.node, self.sphere(x), (s0, length))
+
+    def sphere(self, x: Tensor) -> BeamConfig:
+        """The beam whose Ewald sphere decides what is captured: of the direction that was read, its wavelength as it is
+        at x, or it would hold the common scale of wavelength and cell, which nothing else does."""
+        return replace(self.map.beam, wavelength_A=self.map.models(x).beam.wavelength_A)
 
     def _by_x(self, x: Tensor) -> tuple[NodeColumns, RayColumns | None]:
         """Derivatives of the nodes and, where they move, of the rays."""

@@ -33,7 +33,7 @@ def test_the_amplitude_follows_crystal_and_beam_as_its_derivatives_say(still):
         direction[i] = steps[i]
 
         def total(at):
-            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, truth.map.models(at).beam).sum())
+            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, fit.sphere(at)).sum())
 
         numeric = extrapolated_difference(total, x, direction)
         # a rotation about the beam changes nothing but the last digits
