@@ -1,8 +1,9 @@
 """What a command tells the person who started it: lines, a progress display, one sentence for an error."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,6 +66,15 @@ class Progress:
 def complain(sentence: str) -> None:
     """One sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def started(command: str, main: Callable[[Sequence[str]], int]) -> int:
+    """A console script from the arguments of its process to its exit status; when it is asked to end it tidies up."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without χ still gets the rest of the line
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return exit_status(command, lambda: main(sys.argv[1:]))
 
 
 def exit_status(command: str, work: Callable[[], int]) -> int:

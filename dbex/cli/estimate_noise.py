@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import libtbx.phil
 
-from dbex.cli.console import exit_status
+from dbex.cli.console import started
 from dbex.cli.parameters import WholeConverter, fetched
 from dbex.errors import BadInput
 
@@ -72,10 +72,7 @@ ANOTHER_GAIN = 1.25
 
 def run() -> int:
     """The console script: exit status 0 when measured or not measurable, 1 for bad input, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without σ still gets the rest of the line
-    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+    return started(COMMAND, main)
 
 
 def main(arguments: Sequence[str]) -> int:

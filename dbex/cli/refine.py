@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbex.cli.console import Log, Progress, exit_status
+from dbex.cli.console import Log, Progress, started
 from dbex.cli.parameters import interpret, refine_scope, settings_of
 from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
@@ -72,11 +72,7 @@ class Outcome:
 
 def run() -> int:
     """The console script: exit status 0 when refined, 1 for bad input, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without χ still gets the rest of the line
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+    return started(COMMAND, main)
 
 
 def main(arguments: Sequence[str]) -> int:

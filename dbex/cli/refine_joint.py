@@ -5,7 +5,6 @@ What takes time to import is imported where it is used, so that help and complai
 
 import multiprocessing
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbex.cli.console import Log, exit_status
+from dbex.cli.console import Log, started
 from dbex.cli.parameters import interpret, joint_scope, settings_of
 from dbex.cli.refine import run_of
 from dbex.errors import BadInput
@@ -99,11 +98,7 @@ class Ending:
 
 def run() -> int:
     """The console script: 0 when all stills took part, 1 for less or for bad input, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without χ still gets the rest of the line
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+    return started(COMMAND, main)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ What takes time to import is imported where it is used, so that help and complai
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -14,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbex.cli.console import Log, complain, exit_status
+from dbex.cli.console import Log, complain, started
 from dbex.cli.pace import PaceDisplay, counted, in_words
 from dbex.cli.parameters import MANY_PHIL, fetched, refine_scope, require_files, settings_of
 from dbex.errors import BadInput
@@ -57,11 +56,7 @@ TOLD = 20
 
 def run() -> int:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+    return started(COMMAND, main)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from dbex.cli.console import exit_status
+from dbex.cli.console import started
 from dbex.cli.pace import counted, in_words, timed
 from dbex.errors import BadInput
 
@@ -20,7 +20,7 @@ most memory that a worker has held, and whether a process is at work.
 
 def run() -> int:
     """The console script."""
-    return exit_status(COMMAND, lambda: main(sys.argv[1:]))
+    return started(COMMAND, main)
 
 
 def main(arguments: Sequence[str]) -> int:
