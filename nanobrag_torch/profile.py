@@ -8,7 +8,7 @@ spread (docs/physics.md, section 3):
 S is taken once per node. A pixel is split in sub-pixels and its sensor in layers; what is left of either is part of S.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
@@ -48,10 +48,20 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class Rays:
-    """Scattering vectors q (..., 3), 1/Å, and the factors Ω P C (...,) of samples of pixels."""
+    """The way of light to samples of pixels: position (n, 3), mm, where it is absorbed; unit direction s1 (n, 3);
+    scattering vector q (n, 3), 1/Å; and (n,) solid angle, fraction that the sensor absorbs and polarisation factor."""
 
+    position: Tensor
+    s1: Tensor
     q: Tensor
-    factor: Tensor
+    solid_angle: Tensor
+    absorbed: Tensor
+    polarization: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """Ω C P (n,)."""
+        return self.solid_angle * self.absorbed * self.polarization
 
 
 @dataclass(frozen=True)
@@ -154,13 +164,18 @@ def rays(
     position = pixel_positions(panels, panel, slow_px, fast_px, depth)
     s0 = unit(as_tensor(beam.direction, like))
     s1 = unit(position)
-    factor = solid_angle(panels, panel, position, depth) * torch.where(
-        absorbing, fraction, torch.full_like(fraction, 1.0 / layers)
-    )
+    polarization = torch.ones_like(fraction)
     if beam.polarization_fraction is not None:
         normal = as_tensor(beam.polarization_normal, like)
-        factor = factor * polarization_factor(s1, s0, normal, as_tensor(beam.polarization_fraction, like))
-    return Rays((s1 - s0) / as_tensor(beam.wavelength_A, like)[..., None], factor)
+        polarization = polarization_factor(s1, s0, normal, as_tensor(beam.polarization_fraction, like))
+    return Rays(
+        position,
+        s1,
+        (s1 - s0) / as_tensor(beam.wavelength_A, like)[..., None],
+        solid_angle(panels, panel, position, depth),
+        torch.where(absorbing, fraction, torch.full_like(fraction, 1.0 / layers)),
+        polarization,
+    )
 
 
 def ln_integral(crystal: CrystalConfig, like: Tensor) -> Tensor:
@@ -349,24 +364,49 @@ class Pairs:
         return len(self.pixel)
 
 
-def pair_intensities(
+@dataclass(frozen=True)
+class Sample:
+    """One sub-pixel and layer of pairs (m,): its rays, the offsets Δ = q - A h (m, 3), 1/Å, whitened too (in widths of
+    the node), the height of G |F|² N3 on the node for |F|² = 1 and the fraction of it at Δ."""
+
+    rays: Rays
+    offset: Tensor
+    white: Tensor
+    height: Tensor
+    profile: Tensor
+
+    @property
+    def intensity(self) -> Tensor:
+        """Photons (m,) for |F|² = 1, were all of the pixel like this."""
+        return self.rays.factor * self.height * self.profile
+
+
+def pair_samples(
     at: Nodes, panels: Panels, beam: BeamConfig, pixels: tuple[Tensor, Tensor, Tensor], pairs: Pairs, rule: Quadrature
-) -> Tensor:
-    """Intensity (m,) of each pair: `pixels` are panel, slow and fast (n,)."""
+) -> Iterator[Sample]:
+    """The samples of pairs (m,), sub-pixel by sub-pixel and layer by layer: `pixels` are panel, slow and fast (n,)."""
     panel, slow, fast = (column[pairs.pixel] for column in pixels)
-    like = panels.origin
     centre = (slow + 0.5, fast + 0.5)
-    offsets = sub_pixel_offsets(rule.oversample, like)
-    total = torch.zeros(len(pairs), dtype=like.dtype, device=like.device)
+    offsets = sub_pixel_offsets(rule.oversample, panels.origin)
     for number, layer in enumerate(sensor_layers(panels, rule.layers)):
         W, ln_norm = whitening(at.covariance[number])
         for up in offsets:
             for along in offsets:
                 ray = rays(panels, beam, panel, slow + up, fast + along, layer, rule.layers, centre)
-                white = (W[pairs.node] @ (ray.q - at.q[pairs.node])[..., None]).squeeze(-1)
+                offset = ray.q - at.q[pairs.node]
+                white = (W[pairs.node] @ offset[..., None]).squeeze(-1)
                 height = torch.exp((at.ln_amplitude + ln_norm)[pairs.node])
                 path = None if at.path is None else (W @ at.path[..., None]).squeeze(-1)[pairs.node]
-                total = total + ray.factor * height * exposure(white, path)
+                yield Sample(ray, offset, white, height, exposure(white, path))
+
+
+def pair_intensities(
+    at: Nodes, panels: Panels, beam: BeamConfig, pixels: tuple[Tensor, Tensor, Tensor], pairs: Pairs, rule: Quadrature
+) -> Tensor:
+    """Intensity (m,) of each pair for |F|² = 1: the mean over its sub-pixels of the sum over the sensor's layers."""
+    total = torch.zeros(len(pairs), dtype=panels.origin.dtype, device=panels.origin.device)
+    for sample in pair_samples(at, panels, beam, pixels, pairs, rule):
+        total = total + sample.intensity
     return total / rule.oversample**2
 
 

@@ -1,6 +1,7 @@
 """The forward model of a still's boxes: three overrides and one call of the closed form."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dbex.models import create_beam_config, create_crystal_config, create_detector_config
-from dbex.physics.candidates import box_pixels, candidates
+from dbex.physics.candidates import BoxPixels, Candidates, box_pixels, candidates
 from dbex.still import RefinementInputs
-from nanobrag_torch.config import DetectorConfig, override
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
 from nanobrag_torch.profile import profile
 from nanobrag_torch.tensors import as_tensor
 
@@ -39,7 +40,47 @@ def simulate_forward_torch(
     mapping a panel. A positive `distance_mm` means the panel where it stands: its sign is that of the panel. dtype and
     device default to float64 on the CPU. Raises KeyError for an unknown field, with the nearest one.
     """
-    like = torch.zeros((), dtype=_named(dtype), device=device)
+    scene = forward_scene(
+        inputs, detector, beam, crystal, experiment, hkl_indices, hkl_amplitudes, spot_scale_override,
+        torch.zeros((), dtype=_named(dtype), device=device), crystal_overrides, detector_overrides, beam_overrides,
+    )  # fmt: skip
+    pixels, near = scene.at.pixels, scene.near
+    bragg = profile(scene.crystal, scene.panels, scene.beam, scene.hkl, scene.F, pixels, near.pairs, near.panel)
+    image = torch.zeros(tuple(inputs.target.shape), dtype=bragg.dtype, device=bragg.device)
+    # In place: a second image of this size would take longer than its content.
+    return image.index_put_(pixels, bragg * scene.scale)
+
+
+@dataclass(frozen=True)
+class ForwardScene:
+    """What the forward model sums: the three records under their overrides, the pixels of the boxes, the nodes `near`
+    them with their hkl (m, 3) and amplitudes F (m,), and the scale."""
+
+    crystal: CrystalConfig
+    panels: list[DetectorConfig]
+    beam: BeamConfig
+    at: BoxPixels
+    near: Candidates
+    hkl: Tensor
+    F: Tensor
+    scale: Tensor
+
+
+def forward_scene(
+    inputs: RefinementInputs,
+    detector: Any,
+    beam: Any,
+    crystal: Any,
+    experiment: Any,
+    hkl_indices: Any,
+    hkl_amplitudes: Any,
+    spot_scale_override: float | Tensor | None,
+    like: Tensor,
+    crystal_overrides: Mapping[str, Any] | None = None,
+    detector_overrides: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    beam_overrides: Mapping[str, Any] | None = None,
+) -> ForwardScene:
+    """The scene of `simulate_forward_torch`, whose arguments these are, in the dtype and on the device of `like`."""
     crystal_config = override(create_crystal_config(crystal, experiment), crystal_overrides)
     beam_config = override(create_beam_config(beam), beam_overrides)
     panels = panel_configs(detector, beam, detector_overrides)
@@ -48,12 +89,7 @@ def simulate_forward_torch(
     F = as_tensor(hkl_amplitudes if isinstance(hkl_amplitudes, Tensor) else np.array(hkl_amplitudes), like)
     at = box_pixels(inputs, like.device)
     near = candidates(at, panels, beam_config, crystal_config, hkl, like)
-    bragg = profile(
-        crystal_config, panels, beam_config, hkl[near.index], F[near.index], at.pixels, near.pairs, near.panel
-    )
-    image = torch.zeros(tuple(inputs.target.shape), dtype=like.dtype, device=like.device)
-    # In place: a second image of this size would take longer than its content.
-    return image.index_put_(at.pixels, bragg * scale)
+    return ForwardScene(crystal_config, panels, beam_config, at, near, hkl[near.index], F[near.index], scale)
 
 
 def _named(dtype: torch.dtype | str | None) -> torch.dtype:

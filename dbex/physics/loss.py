@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 
 
+#: Smallest variance of a pixel in photons², so that empty pixels do not weigh without bound.
+VARIANCE_FLOOR = 1e-2
+
+
+def pixel_variance(background: Tensor, bragg: Tensor, sigma_squared: Tensor) -> Tensor:
+    """Variance of pixels under a model, photons²: its photons plus the read-out noise, above VARIANCE_FLOOR."""
+    return (background.clamp_min(0) + bragg.clamp_min(0) + sigma_squared).clamp_min(VARIANCE_FLOOR)
+
+
 def compute_masked_mse_loss(
     prediction: Tensor,
     target: Any,

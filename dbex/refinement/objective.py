@@ -15,6 +15,7 @@ import torch
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
+from dbex.physics.loss import pixel_variance
 from dbex.refinement.captured import captured_slopes, ln_captured, wave_numbers
 from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, distinct_nodes, grouped
 from dbex.refinement.parameters import Models, Parametrisation
@@ -41,8 +42,6 @@ from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, pla
 from nanobrag_torch.profile import Nodes, Quadrature, causes, centroids, whitening
 from nanobrag_torch.tensors import dot
 
-#: Smallest variance of a pixel in photons²; how often it acts is reported.
-VARIANCE_FLOOR = 1e-2
 #: The prior's sd follows the amplitude no further than this, in ln.
 LN_FROZEN_MOST = 10.0
 #: Of a mixture of more components than a few, those that send so many photons to a pixel are part of a node.
@@ -226,8 +225,7 @@ class Objective:
 
     def variance(self, local: Local) -> Tensor:
         """Variance (n, p) of pixels under a model: its photons plus the read-out noise, above a floor."""
-        photons = local.background.clamp_min(0) + local.bragg.clamp_min(0)
-        return (photons + self.boxes.sigma_squared).clamp_min(VARIANCE_FLOOR)
+        return pixel_variance(local.background, local.bragg, self.boxes.sigma_squared)
 
     def first_variance(self) -> Tensor:
         """Variances to begin with, from the data themselves, smoothed so that a 0 does not count for certain."""
