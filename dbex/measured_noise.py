@@ -48,10 +48,11 @@ def measure_noise(
             raise BadInput(f"experiment {index} has no {part}: expected an image with its detector; import it first")
     raw = read_image(experiment, f"experiment {index}")
     counting = counts_photons(experiment.detector, raw.whole_numbers)
-    trusted = _trusted(experiment, raw, counting, mask_path)
+    trusted = trusted_pixels(experiment, raw, counting, mask_path)
+    check_some(trusted)
     spots = tuple(np.zeros(panel.shape, dtype=bool) for panel in trusted)
     if refl_path is not None:
-        _mark_spots(spots, experiments, index, refl_path)
+        mark_spots(spots, experiments, index, refl_path)
     background = tuple(trust & ~spot for trust, spot in zip(trusted, spots, strict=True))
     measurement = estimate_noise(raw.panels, background)
     names = {"experiments": expt_path, "reflections": refl_path, "mask": mask_path, "image": raw.path}
@@ -66,7 +67,7 @@ def measure_noise(
     )
 
 
-def _trusted(experiment: Any, raw: RawImage, counting: bool, mask_path: str | Path | None) -> tuple[Bools, ...]:
+def trusted_pixels(experiment: Any, raw: RawImage, counting: bool, mask_path: str | Path | None) -> tuple[Bools, ...]:
     """Pixels that the mask, the experiment's own mask, the format and the trusted range all trust."""
     shapes = masks.panel_shapes(experiment.detector)
     together = within_trusted_range(raw, experiment.detector, counting)
@@ -75,12 +76,16 @@ def _trusted(experiment: Any, raw: RawImage, counting: bool, mask_path: str | Pa
         if mask is not None:
             masks.check_shapes(mask, shapes, "mask")
             together = tuple(a & b for a, b in zip(together, mask, strict=True))
-    if not any(panel.any() for panel in together):
-        raise BadInput("no pixel is trusted: expected a mask with True where a pixel is trusted; is it inverted?")
     return together
 
 
-def _mark_spots(spots: tuple[NDArray[np.bool_], ...], experiments: Any, index: int, refl_path: str | Path) -> None:
+def check_some(trusted: tuple[Bools, ...]) -> None:
+    """Raise BadInput where no pixel is trusted."""
+    if not any(panel.any() for panel in trusted):
+        raise BadInput("no pixel is trusted: expected a mask with True where a pixel is trusted; is it inverted?")
+
+
+def mark_spots(spots: tuple[NDArray[np.bool_], ...], experiments: Any, index: int, refl_path: str | Path) -> None:
     """Set True in `spots` where a box of the table, or its tails, lies; boxes of other images are left alone."""
     table = reflections.read_table(refl_path)
     ids = table["id"].as_numpy_array()

@@ -8,7 +8,7 @@ spread (docs/physics.md, section 3):
 S is taken once per node. A pixel is split in sub-pixels and its sensor in layers; what is left of either is part of S.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
@@ -403,11 +403,14 @@ def pair_samples(
 def pair_intensities(
     at: Nodes, panels: Panels, beam: BeamConfig, pixels: tuple[Tensor, Tensor, Tensor], pairs: Pairs, rule: Quadrature
 ) -> Tensor:
-    """Intensity (m,) of each pair for |F|² = 1: the mean over its sub-pixels of the sum over the sensor's layers."""
-    total = torch.zeros(len(pairs), dtype=panels.origin.dtype, device=panels.origin.device)
-    for sample in pair_samples(at, panels, beam, pixels, pairs, rule):
-        total = total + sample.intensity
-    return total / rule.oversample**2
+    """Intensity (m,) of each pair for |F|² = 1."""
+    return summed(pair_samples(at, panels, beam, pixels, pairs, rule), rule)
+
+
+def summed(samples: Iterable[Sample], rule: Quadrature) -> Tensor:
+    """The mean over a pixel's sub-pixels of the sum over its sensor's layers, of all samples of the rule."""
+    total = sum(sample.intensity for sample in samples)
+    return torch.as_tensor(total) / rule.oversample**2
 
 
 def exposure(white: Tensor, path: Tensor | None) -> Tensor:

@@ -42,6 +42,13 @@ LAYERS = {
         *("dbex.physics.noise", "nanobrag_torch.config", "numpy"),
     ),
     "dbex.measured_noise": ("dbex.io", "dbex.physics", "dbex.errors", "dbex.still", "numpy"),
+    # One pixel's chain for a person to read: the model's own functions, from files to a weighted residual.
+    "dbex.tracing": (
+        *("dbex.physics", "dbex.measured_noise", "dbex.models", "dbex.io", "dbex.rois", "dbex.background"),
+        *("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "torch"),
+    ),
+    # The acceptance profile: which tests, and what became of them; pytest runs them in a process of its own.
+    "dbex.conformance": ("dbex.errors",),
     "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
     # What a refinement is asked to do is a plain record, which the files of its result repeat.
     "dbex.refinement.settings": ("dbex.errors",),
@@ -64,6 +71,7 @@ LAYERS = {
     "dbex.cli": (
         *("dbex.report", "dbex.refinement", "dbex.data_load", "dbex.io", "dbex.errors", "dbex.still"),
         *("dbex.batch", "dbex.joint", "dbex.observations", "dbex.measured_noise", "dbex.memory"),
+        *("dbex.tracing", "dbex.conformance"),
         # Threads are the command's to set, and no maths.
         *("libtbx", "numpy", "tqdm", "torch.set_num_threads"),
     ),

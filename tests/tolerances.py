@@ -211,3 +211,8 @@ JOINT_ESDS = 3.5
 HELD_BYTES = 16_000
 #: The sum of 400 means over that of the true values: four standard errors of sums with 5 % of noise a mean.
 MERGED_BIAS = 0.01
+
+# --- tracing -------------------------------------------------------------------------------------------------------
+
+#: A traced pixel against the models' image: the same operations on one pixel as on many, summed in another order.
+TRACED_RELATIVE = 1e-12

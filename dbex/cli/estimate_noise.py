@@ -5,7 +5,6 @@ What takes time to import is imported where it is used, so that help and complai
 
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -240,6 +239,7 @@ def recommendation(found: "MeasuredNoise") -> str:
 
 def write_json(found: "MeasuredNoise", lines: Sequence[str], arguments: Sequence[str], path: Path) -> None:
     """Write everything that was found as strict JSON, the file whole or not at all; raises OSError."""
+    from dbex.io.atomic import write_whole
     from dbex.io.results import plain
 
     measurement = found.measurement
@@ -261,14 +261,8 @@ def write_json(found: "MeasuredNoise", lines: Sequence[str], arguments: Sequence
         "sigma_z": found.check and asdict(found.check),
         "told": list(lines),
     }
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        unfinished.write_text(
-            json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    text = json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(path, text + "\n")
 
 
 if __name__ == "__main__":

@@ -140,6 +140,16 @@ def remove(target: Path, file: Path) -> None:
         (target / file.parent).rmdir()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all; raises OSError."""
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

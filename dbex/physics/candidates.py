@@ -36,9 +36,17 @@ def box_pixels(inputs: RefinementInputs, device: torch.device) -> BoxPixels:
     """The pixels of the inputs' boxes; those that boxes share are listed once. Raises ValueError without any box."""
     if not inputs.panel_slices:
         raise ValueError("the inputs have no box: expected at least one; check the reflections' shoeboxes")
-    bounds = torch.as_tensor([(panel, *box) for panel, box in inputs.panel_slices], dtype=torch.long, device=device)
-    box, slow, fast = _points(bounds, 0)
     _, n_slow, n_fast = inputs.target.shape
+    return pixels_of(inputs.panel_slices, (n_slow, n_fast), device)
+
+
+def pixels_of(
+    boxes: Sequence[tuple[int, tuple[int, int, int, int]]], shape: tuple[int, int], device: torch.device
+) -> BoxPixels:
+    """The pixels of boxes (panel, (x0, x1, y0, y1)) on panels that are no larger than `shape` (slow, fast)."""
+    bounds = torch.as_tensor([(panel, *box) for panel, box in boxes], dtype=torch.long, device=device)
+    box, slow, fast = _points(bounds, 0)
+    n_slow, n_fast = shape
     code, place = torch.unique((bounds[box, 0] * n_slow + slow) * n_fast + fast, return_inverse=True)
     row = code // n_fast
     return BoxPixels((row // n_slow, row % n_slow, code % n_fast), place, box, bounds)

@@ -87,9 +87,21 @@ def forward_scene(
     scale = as_tensor(inputs.global_scale_hint if spot_scale_override is None else spot_scale_override, like)
     hkl = _indices(hkl_indices).to(like.device)
     F = as_tensor(hkl_amplitudes if isinstance(hkl_amplitudes, Tensor) else np.array(hkl_amplitudes), like)
-    at = box_pixels(inputs, like.device)
-    near = candidates(at, panels, beam_config, crystal_config, hkl, like)
-    return ForwardScene(crystal_config, panels, beam_config, at, near, hkl[near.index], F[near.index], scale)
+    return scene_of(crystal_config, panels, beam_config, box_pixels(inputs, like.device), hkl, F, scale)
+
+
+def scene_of(
+    crystal: CrystalConfig,
+    panels: Sequence[DetectorConfig],
+    beam: BeamConfig,
+    at: BoxPixels,
+    hkl: Tensor,
+    F: Tensor,
+    scale: Tensor,
+) -> ForwardScene:
+    """The scene of these records and pixels, with those of the reflections hkl (n, 3) that may reach them."""
+    near = candidates(at, panels, beam, crystal, hkl, scale)
+    return ForwardScene(crystal, list(panels), beam, at, near, hkl[near.index], F[near.index], scale)
 
 
 def _named(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 #: Smallest variance of a pixel in photons², so that empty pixels do not weigh without bound.
 VARIANCE_FLOOR = 1e-2
 
