@@ -48,7 +48,7 @@ LAYERS = {
         *("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "torch"),
     ),
     # The acceptance profile: which tests, and what became of them; pytest runs them in a process of its own.
-    "dbex.conformance": ("dbex.errors",),
+    "dbex.conformance": ("dbex.errors", "pytest"),
     "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
     # What a refinement is asked to do is a plain record, which the files of its result repeat.
     "dbex.refinement.settings": ("dbex.errors",),
