@@ -42,7 +42,7 @@ types: setup ## mypy over both packages
 
 tests: setup ## pytest, warnings as errors, shapes checked
 	@echo 'tests: pytest'
-	@$(PYTHON) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest -n $(WORKERS) -m 'not full_profile' $(PYTEST_ARGS)
 
 format: setup ## put the code into ruff's format and mend what ruff can
 	@$(PYTHON) -m ruff check --fix --quiet .

@@ -3,6 +3,7 @@
 import json
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
