@@ -164,13 +164,16 @@ class BoxTable:
     `delpsi_rad` the rotation that would bring the node onto the sphere, `partiality` relative to a node on the
     sphere. `intensity` and `variance` are the full intensity (scale of F²) without prior, overlapping spots together;
     `posterior_*` use the structure factors as prior. `row` is the row of the table that was read, -1 for a reflection
-    that was only predicted.
+    that was only predicted. `xy_observed_px` is the centroid that was read with it, NaN where there is none;
+    `xy_before_px` is where the models that were read put the reflection.
     """
 
     hkl: Ints
     panel: Ints
     bbox: Ints
     xy_px: Floats
+    xy_before_px: Floats
+    xy_observed_px: Floats
     xy_mm: Floats
     s1: Floats
     delpsi_rad: Floats
@@ -269,9 +272,7 @@ class Refined:
 
     def down_weighted(self) -> Ints:
         """The boxes whose pixels lost weight to the robust rule (`ROBUST_RULE`), those that lost most first."""
-        order = np.argsort(self.boxes.weight, kind="stable")
-        found: Ints = order[self.boxes.weight[order] < FULL_WEIGHT]
-        return found
+        return down_weighted(self.boxes)
 
     def quoted_covariance(self) -> Floats:
         """The covariance of the estimates in their units: its correlations, with the esds that are quoted."""
@@ -279,3 +280,43 @@ class Refined:
         esd = np.array([estimate.esd for estimate in self.estimates])
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(self.covariance * np.outer(esd / formal, esd / formal))
+
+
+@dataclass(frozen=True)
+class StillResult:
+    """What a run leaves of a still, as reports are made from it: the content of dbex.json, boxes and pixels."""
+
+    content: dict[str, Any]
+    boxes: BoxTable
+    pixels: PixelTable
+
+    @property
+    def name(self) -> str:
+        """What the still is called."""
+        return str(self.content["still"])
+
+    @property
+    def detector(self) -> tuple[DetectorConfig, ...]:
+        """The refined panels."""
+        panels = self.content["models"]["after"]["detector"]
+        plain: list[dict[str, Any]] = [
+            {key: tuple(v) if isinstance(v, list) else v for key, v in panel.items()} for panel in panels
+        ]
+        return tuple(DetectorConfig(**fields) for fields in plain)
+
+    @property
+    def beam_direction(self) -> tuple[float, float, float]:
+        """The refined direction in which the beam travels."""
+        x, y, z = self.content["models"]["after"]["beam"]["direction"]
+        return float(x), float(y), float(z)
+
+    def down_weighted(self) -> Ints:
+        """The boxes whose pixels lost weight to the robust rule, those that lost most first."""
+        return down_weighted(self.boxes)
+
+
+def down_weighted(boxes: BoxTable) -> Ints:
+    """The boxes whose pixels lost weight to the robust rule (`ROBUST_RULE`), those that lost most first."""
+    order = np.argsort(boxes.weight, kind="stable")
+    found: Ints = order[boxes.weight[order] < FULL_WEIGHT]
+    return found

@@ -30,10 +30,11 @@ LAYERS = {
         *("dxtbx", "cctbx", "scitbx"),
     ),
     "dbex.io": (
-        *("dbex.errors", "dbex.still", "dbex.models", "dbex.observations", "dbex.refinement.settings", "numpy"),
+        *("dbex.errors", "dbex.still", "dbex.models", "dbex.observations", "dbex.scoring", "dbex.refinement.settings"),
+        "numpy",
         *("nanobrag_torch.config", "dxtbx", "dials", "cctbx", "scitbx", "iotbx", "libtbx", "gemmi", "h5py"),
     ),
-    "dbex.scoring": ("dbex.errors", "dbex.still", "numpy", "scipy"),
+    "dbex.scoring": ("dbex.errors", "dbex.still", "nanobrag_torch.config", "numpy"),
     "dbex.background": ("dbex.rois", "dbex.errors", "dbex.still", "numpy", "scipy"),
     "dbex.rois": ("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "scipy", "torch"),
     "dbex.spot_widths": ("dbex.rois", "dbex.still", "nanobrag_torch.config", "numpy"),
@@ -61,7 +62,10 @@ LAYERS = {
         *("dbex.refinement", "dbex.physics.sigma_z", "dbex.observations", "dbex.errors", "dbex.still"),
         *("nanobrag_torch.config", "nanobrag_torch.panel", "numpy", "scipy", "torch"),
     ),
-    "dbex.report": ("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib"),
+    "dbex.report": (
+        *("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib", "jinja2"),
+        "nanobrag_torch.config",
+    ),
     "dbex.memory": (),
     # Many stills: each in another process, which has threads of its own to set.
     "dbex.batch": (

@@ -92,6 +92,9 @@ output {
   directory = refined
     .type = path
     .help = "Where the results go. An earlier result there is replaced once the new one is complete."
+  html = dbex.html
+    .type = path
+    .help = "The name of the report in that folder, a page for a browser. None writes none."
 }
 """
 
@@ -305,6 +308,11 @@ def require_files(parameters: Any, command: str = "dbex.refine") -> None:
     """Raise BadInput unless all three input files are named, every named file exists, and the output has a name."""
     if parameters.output.directory is None:
         raise BadInput("output.directory is None: expected the name of a folder")
+    page = parameters.output.html
+    if page is not None and (Path(page).name != page or Path(page).suffix != ".html"):
+        raise BadInput(
+            f"output.html={page}: expected a name that ends in .html, of a file in output.directory, or None"
+        )
     usage = f"{command} still.expt still.refl structure.mtz mask=mask.pkl [key=value …]"
     for extension, path in FILES.items():
         if getattr(parameters.input, path.partition(".")[2]) is None:

@@ -47,6 +47,7 @@ options:
 Results, in output.directory (refined by default), which appears only once all is complete:
   refined.expt, refined.refl   the models and the reflections, for DIALS
   dbex.json                    parameters with esds, figures of merit, what was left out and why, versions
+  dbex.html                    the report: all of it in figures and words, for a browser
   spots.png                    the worst, median and best spots: data, model, residual
   pixels.h5                    every pixel and every box, to recompute any figure
   dbex.log                     what was told on the way
@@ -99,6 +100,10 @@ def refine(arguments: Sequence[str]) -> int:
     parameters, modified = interpret(arguments)
     settings = settings_of(parameters)
     target = parameters.output.directory
+    if parameters.output.html:
+        from dbex.report.page import library_file
+
+        library_file()
     interruptible = signal.getsignal(signal.SIGINT)
     try:
         with staged(target) as staging:
@@ -224,9 +229,12 @@ def written(
     seconds: Mapping[str, float],
 ) -> Outcome:
     """Write the folder of a refined still, and tell of it in the log."""
+    from dbex.io.finished import result_of
     from dbex.io.record import record, write_record
     from dbex.io.results import write_results
-    from dbex.report.figures import write_spots
+    from dbex.report.figures import write_picture
+    from dbex.report.page import write_page
+    from dbex.report.still_page import still_page
     from dbex.report.summary import background, left_out, summary, table
 
     began, still = time.perf_counter(), refined.still
@@ -234,13 +242,16 @@ def written(
     folder = staging / f"{index:04d}_{name}"
     folder.mkdir()
     write_results(refined, folder)
-    write_spots(refined, folder / "spots.png")
     log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
     log.line(background(refined.background))
     log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
-    content["seconds"] |= {**seconds, "writing": time.perf_counter() - began}
     content["summary"] = summary(refined, parameters.output.directory)
+    result = result_of(refined, content)
+    write_picture(result, "spots.png", folder)
+    content["seconds"] |= {**seconds, "writing": time.perf_counter() - began}
+    if parameters.output.html:
+        write_page(still_page(result_of(refined, content)), folder / parameters.output.html)
     write_record(content, folder)
     told = {name: content[name] for name in ("verdict", "figures")}
     return Outcome(index, still.name, folder.name, told, content["summary"])

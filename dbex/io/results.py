@@ -13,6 +13,7 @@ from dxtbx.model import MosaicCrystalSauter2014
 from dxtbx.model.experiment_list import Experiment, ExperimentList
 
 from dbex.models import to_dxtbx_beam, to_dxtbx_crystal, to_dxtbx_detector
+from dbex.scoring import box_z
 from dbex.still import BoxTable, PixelTable, Refined
 
 FLAGS = flex.reflection_table.flags
@@ -24,6 +25,8 @@ UNITS = {
     "fast": "pixels",
     "bbox": "pixels",
     "xy_px": "pixels",
+    "xy_before_px": "pixels",
+    "xy_observed_px": "pixels",
     "xy_mm": "mm",
     "s1": "1/angstrom",
     "delpsi_rad": "rad",
@@ -42,6 +45,8 @@ MEANINGS = {
     "box": "row of /boxes",
     "bbox": "x0, x1, y0, y1: x along fast, y along slow, upper bounds exclusive",
     "xy_px": "fast, slow; whole numbers are edges of pixels",
+    "xy_before_px": "where the models that were read put it",
+    "xy_observed_px": "the centroid that was read, NaN where there is none",
     "excitation": "excitation error over its rms along the normal of the Ewald sphere",
     "intensity": "full intensity from the pixels without prior, together with those of overlapping spots",
     "variance_boxes": "of intensity",
@@ -202,14 +207,6 @@ def flags(boxes: BoxTable, table: Any) -> Any:
     values |= np.where(used, int(FLAGS.used_in_refinement), 0)
     values |= np.where(measured, int(FLAGS.integrated_prf), 0)
     return flex.size_t(values.astype(np.uint64))
-
-
-def box_z(pixels: PixelTable, boxes: int) -> np.ndarray:
-    """(data - model) summed over the used pixels of each box, over its rms; NaN for a box without any."""
-    box = pixels.box[pixels.used]
-    residual = (pixels.data - pixels.background - pixels.bragg)[pixels.used]
-    with np.errstate(invalid="ignore"):
-        return np.bincount(box, residual, boxes) / np.sqrt(np.bincount(box, pixels.variance[pixels.used], boxes))
 
 
 def other_lattices_esds(pixels: PixelTable, boxes: int) -> np.ndarray:

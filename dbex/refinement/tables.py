@@ -12,7 +12,9 @@ from dbex.refinement.shoeboxes import components_seen, sum_of
 from dbex.still import Bools, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
-from nanobrag_torch.profile import Layer, intersection_px, rays
+from nanobrag_torch.panel import stack_panels
+from nanobrag_torch.profile import Layer, centroids, intersection_px, rays
+from nanobrag_torch.spread import node_covariance
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
 #: Core pixels are those where the spot exceeds this fraction of its box's maximum.
@@ -96,11 +98,15 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
     size = np.array([p.pixel_size_mm for p in still.detector], dtype=float)[boxes.pixels.panel.numpy()]
     wavelength = float(as_tensor(objective.map.models(solved.x).beam.wavelength_A, solved.x))
     partiality = np.exp(-0.5 * at.k**2)
+    hkl, panel = objective.hkl[own].numpy(), boxes.pixels.panel.numpy()
+    row = matching_rows(still, hkl, panel)
     return BoxTable(
-        hkl=objective.hkl[own].numpy(),
-        panel=boxes.pixels.panel.numpy(),
+        hkl=hkl,
+        panel=panel,
         bbox=boxes.bbox,
         xy_px=at.xy_px,
+        xy_before_px=centroids_as_read(still, hkl, panel),
+        xy_observed_px=observed_centroids(still, row),
         xy_mm=at.xy_px * size[:, None],
         s1=at.s1 / wavelength,
         delpsi_rad=at.delpsi_rad,
@@ -119,7 +125,7 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
         signal_to_noise=(bragg * used).sum(1) / np.sqrt((solved.variance.numpy() * used).sum(1)),
         pixels=count,
         weight=weight.numpy(),
-        row=matching_rows(still, objective.hkl[own].numpy(), boxes.pixels.panel.numpy()),
+        row=row,
     )
 
 
@@ -153,6 +159,21 @@ def matching_rows(still: Still, hkl: Ints, panel: Ints) -> Ints:
         for h, p, row in zip(still.observed.hkl, still.observed.panel, still.observed.row, strict=True)
     }
     return np.array([known.get((*map(int, h), int(p)), -1) for h, p in zip(hkl, panel, strict=True)], dtype=np.int64)
+
+
+def observed_centroids(still: Still, row: Ints) -> Floats:
+    """The centroids (n, 2) that were read, in pixels, of rows of that table; NaN where a row is -1."""
+    order = np.argsort(still.observed.row)
+    place = order[np.searchsorted(still.observed.row, np.maximum(row, 0), sorter=order).clip(max=len(order) - 1)]
+    return np.where(row[:, None] >= 0, still.observed.xy_px[place], np.nan)
+
+
+def centroids_as_read(still: Still, hkl: Ints, panel: Ints) -> Floats:
+    """Where the models that were read put reflections (n, 3), in pixels (n, 2); on their panels, however far off."""
+    nodes = torch.as_tensor(hkl, dtype=torch.float64)
+    q = nodes @ reciprocal_basis(still.crystal, nodes).T
+    found = centroids(q, node_covariance(still.crystal, still.beam, q), still.beam)
+    return intersection_px(stack_panels(still.detector, nodes), torch.as_tensor(panel), found.s1).numpy()
 
 
 def pixel_table(solved: Solved) -> PixelTable:

@@ -121,13 +121,16 @@ def drawn_spots(position, row, still, rng):
     s1 = still.experiment.detector[0].get_lab_coord(flex.vec2_double(list(map(tuple, xy_mm))))
     intensity = total * 50.0
     intensity[0] = np.nan
+    seen = np.where(row[:, None] >= 0, position + rng.normal(0, 0.1, position.shape), np.nan)
     hkl = np.concatenate([still.observed.hkl, np.arange(3 * PREDICTED_ONLY).reshape(-1, 3)])
     ones, zeros = np.ones(n), np.zeros(n, int)
     table = BoxTable(
-        hkl=hkl, panel=zeros, bbox=bbox, xy_px=position, xy_mm=xy_mm, s1=np.array(s1), delpsi_rad=0.001 * ones,
+        hkl=hkl, panel=zeros, bbox=bbox, xy_px=position, xy_before_px=position + 1.0,
+        xy_observed_px=seen, xy_mm=xy_mm, s1=np.array(s1), delpsi_rad=0.001 * ones,
         excitation=0.3 * ones, partiality=0.9 * ones, partiality_esd=0.05 * ones, lp=0.8 * ones, intensity=intensity,
-        variance=intensity**2 / 100, posterior_intensity=total * 49.0, posterior_variance=total, prior_intensity=total,
-        background_mean=4.5 * ones, cc=cc, chi2_per_pixel=z2, signal_to_noise=total / noise,
+        variance=intensity**2 / 100, posterior_intensity=total * 49.0, posterior_variance=total,
+        prior_intensity=total * 50.0, background_mean=4.5 * ones, cc=cc, chi2_per_pixel=z2,
+        signal_to_noise=total / noise,
         pixels=zeros + int(used[0].sum()), weight=np.where(np.arange(n) == 1, 0.0, 1.0), row=row,
     )  # fmt: skip
     return table, PixelTable(*flat)

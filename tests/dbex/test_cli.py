@@ -104,6 +104,8 @@ COMPLAINTS = {
     "refine.max_iterations=2.5": "refine.max_iterations is '2.5': expected a whole number of at least 1",
     "refine.model_error=-0.1": "refine.model_error is '-0.1': expected a number of at least 0",
     "threads=None": "threads is 'None': expected a whole number of at least 1",
+    "output.html=pages/x.html": "output.html=pages/x.html: expected a name that ends in .html",
+    "output.html=dbex.json": "output.html=dbex.json: expected a name that ends in .html",
     "output.directory=None": "output.directory is None: expected the name of a folder",
     "gain=": "gain= has no value: expected gain=value",
     "mask=absent.pkl": "absent.pkl: no such file",
@@ -239,10 +241,10 @@ def refine(out, *arguments):
     return exit_status("dbex.refine", lambda: command.main([*FILES, MASK, f"output.directory={out}", *arguments]))
 
 
-RESULTS = ["dbex.json", "dbex.log", "pixels.h5", "refined.expt", "refined.refl", "spots.png"]
+RESULTS = ["dbex.html", "dbex.json", "dbex.log", "pixels.h5", "refined.expt", "refined.refl", "spots.png"]
 
 
-def test_one_still_ends_with_five_lines_and_six_files(stills, tmp_path, capsys):
+def test_one_still_ends_with_five_lines_and_seven_files(stills, tmp_path, capsys):
     stills("lys 1")
     assert refine(tmp_path / "out", "refine.detector=distance") == 0
     told = capsys.readouterr().out.splitlines()
@@ -332,7 +334,7 @@ def test_a_writer_that_fails_half_way_leaves_nothing(stills, tmp_path, monkeypat
         raise OSError(28, "No space left on device", "spots.png")
 
     stills("first")
-    monkeypatch.setattr("dbex.report.figures.write_spots", full)
+    monkeypatch.setattr("dbex.report.figures.write_picture", full)
     assert refine(tmp_path / "out") == 1
     assert list(tmp_path.iterdir()) == []
 
