@@ -20,7 +20,7 @@ from dbex.models import carries_widths, create_beam_config, create_crystal_confi
 from dbex.physics.noise import counts_photons, noise_model
 from dbex.rois import Boxes, box_pixels, padded_boxes
 from dbex.spot_widths import widths_from_spots
-from dbex.still import Bools, Floats, Image, NoiseModel, Observed, Still
+from dbex.still import Bools, Floats, Image, MaskCheck, NoiseModel, Observed, Still
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig
 
 #: Pixels around a spot's own box that its tails may reach, which no background is taken from.
@@ -164,6 +164,7 @@ class Stills:
             files={key: str(path) for key, path in self.files.items()} | {"image": str(raw.path)},
             left_out=left_out,
             index=index,
+            mask_check=self.mask_check(index, raw, counting, observed),
         )
 
     def bench(self, index: int) -> tuple[tuple[DetectorConfig, ...], BeamConfig]:
@@ -212,13 +213,27 @@ class Stills:
         experiment = self.experiments[index]
         shapes = masks.panel_shapes(experiment.detector)
         together = within_trusted_range(raw, experiment.detector, counting, self.trusted_max)
-        given = [path for path in (self.files.get("mask"), experiment.imageset.external_lookup.mask.filename) if path]
-        for mask in (raw.format_mask, *(masks.read_mask(path, shapes) for path in given)):
+        for mask in (raw.format_mask, *self.masks(index)):
             if mask is not None:
                 masks.check_shapes(mask, shapes, "mask")
                 masks.check_polarity(mask, observed.panel, observed.xy_px)
                 together = tuple(a & b for a, b in zip(together, mask, strict=True))
         return together
+
+    def masks(self, index: int) -> list[tuple[Bools, ...]]:
+        """The mask that was given and the one that the experiment names."""
+        experiment = self.experiments[index]
+        given = (self.files.get("mask"), experiment.imageset.external_lookup.mask.filename)
+        return [masks.read_mask(path, masks.panel_shapes(experiment.detector)) for path in given if path]
+
+    def mask_check(self, index: int, raw: RawImage, counting: bool, observed: Observed) -> MaskCheck | None:
+        """Whether the masks are of this image: what they hide of its spots, and trust of its dead pixels."""
+        found = self.masks(index)
+        if not found:
+            return None
+        together = [np.logical_and.reduce(panels) for panels in zip(*found, strict=True)]
+        dead = [panel < 0 if counting else np.zeros(panel.shape, bool) for panel in raw.panels]
+        return masks.mask_check(together, observed.panel, observed.xy_px, dead)
 
     def noise(self, index: int, counting: bool, trusted: tuple[Bools, ...]) -> NoiseModel:
         """Gain and read-out noise with where they came from."""

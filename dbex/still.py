@@ -63,6 +63,17 @@ class NoiseModel:
 
 
 @dataclass(frozen=True)
+class MaskCheck:
+    """What speaks for or against a mask: of `spots` indexed ones it hides `hidden_spots`; of `dead_pixels`, which a
+    counting detector marks by numbers below zero, it trusts `trusted_dead`."""
+
+    spots: int
+    hidden_spots: int
+    dead_pixels: int
+    trusted_dead: int
+
+
+@dataclass(frozen=True)
 class OtherLattices:
     """The other crystals on a still's image: how many, and their Bragg light as their own fits have it, photons, one
     array (slow, fast) a panel."""
@@ -78,7 +89,7 @@ class Still:
 
     `held_out` (m,) marks amplitudes whose reflections get no box, to judge a fit by that never saw them; as neighbours
     they keep their place and their tails. `others` are further lattices on the same image, None where it has one alone
-    or nothing is known of them yet.
+    or nothing is known of them yet. `mask_check` is None where no mask was given.
     """
 
     name: str
@@ -97,6 +108,7 @@ class Still:
     index: int = 0
     held_out: Bools | None = None
     others: OtherLattices | None = None
+    mask_check: MaskCheck | None = None
 
 
 @dataclass(frozen=True)

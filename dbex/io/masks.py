@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dbex.errors import BadInput
 from dbex.io.files import kept_while_unchanged, reading
-from dbex.still import Bools, Floats, Ints
+from dbex.still import Bools, Floats, Ints, MaskCheck
 
 KIND = "a mask: a pickled tuple of flex.bool, one a panel, True = trusted"
 
@@ -88,15 +88,31 @@ def check_shapes(panels: Sequence[NDArray[Any]], shapes: Sequence[tuple[int, int
 def check_polarity(mask: Sequence[Bools], panel: Ints, xy_px: Floats) -> None:
     """Raise BadInput where most spots, at (fast, slow) pixels on their panel, lie on untrusted pixels: as a mask that
     says False = trusted would have it."""
-    on_trusted = 0
-    for i, trusted in enumerate(mask):
-        x, y = np.floor(xy_px[panel == i]).astype(int).T
-        on_trusted += int(trusted[np.clip(y, 0, trusted.shape[0] - 1), np.clip(x, 0, trusted.shape[1] - 1)].sum())
+    on_trusted = spots_on(mask, panel, xy_px)
     if len(panel) and on_trusted < INVERTED_BELOW * len(panel):
         raise BadInput(
             f"mask trusts {on_trusted} of {len(panel)} indexed spots: expected nearly all; "
             "is it inverted? True means trusted"
         )
+
+
+def spots_on(mask: Sequence[Bools], panel: Ints, xy_px: Floats) -> int:
+    """How many spots, at (fast, slow) pixels on their panel, the mask trusts."""
+    count = 0
+    for i, trusted in enumerate(mask):
+        x, y = np.floor(xy_px[panel == i]).astype(int).T
+        count += int(trusted[np.clip(y, 0, trusted.shape[0] - 1), np.clip(x, 0, trusted.shape[1] - 1)].sum())
+    return count
+
+
+def mask_check(mask: Sequence[Bools], panel: Ints, xy_px: Floats, dead: Sequence[Bools]) -> MaskCheck:
+    """What indexed spots and the pixels that the image itself marks as `dead` say of a mask."""
+    return MaskCheck(
+        spots=len(panel),
+        hidden_spots=len(panel) - spots_on(mask, panel, xy_px),
+        dead_pixels=int(sum(marked.sum() for marked in dead)),
+        trusted_dead=int(sum((marked & trusted).sum() for marked, trusted in zip(dead, mask, strict=True))),
+    )
 
 
 def as_flex(mask: Sequence[Bools]) -> tuple[Any, ...]:

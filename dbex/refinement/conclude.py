@@ -12,7 +12,7 @@ from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
 from dbex.refinement.rounds import Round, as_minimised, fitted_model_error, resolution_limit, solved_round
-from dbex.refinement.search import Search
+from dbex.refinement.search import Search, spot_offsets
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import (
     Solved,
@@ -58,6 +58,7 @@ def conclude(
         "search_median_px_after": found.median_px_after if found else float("nan"),
         "explained_spots": found.explained if found else float("nan"),
     }
+    figures |= evidence(still, map, x)
     if still.others is not None:
         figures["lattices"] = 1.0 + still.others.count
     figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
@@ -93,7 +94,7 @@ def conclude(
 def fit_figures(still: Still, settings: Settings, final: Round, solved: Solved, table: BoxTable) -> dict[str, float]:
     """The figures of merit of a solved round, χ² over its degrees of freedom and what that does to esds."""
     pixel_weight, used = solved.objective.weight, final.objective.boxes.used
-    figures = figures_of_merit(solved, table)
+    figures = figures_of_merit(solved, table, still.amplitudes)
     freedom = figures["pixels"] - 3 * figures["boxes"] - len(final.objective.map) - _effective_intensities(solved)
     # pixels that were down-weighted in the fit do not speak for the noise of the others either
     reduced = float((pixel_weight**2 * squared_residuals(solved) * used).sum()) / max(freedom, 1.0)
@@ -105,6 +106,25 @@ def fit_figures(still: Still, settings: Settings, final: Round, solved: Solved, 
         "down_weighted_pixels": float((used & (pixel_weight < 1)).sum()),
         "d_min_A": resolution_limit(still, settings),
     }
+
+
+def evidence(still: Still, map: Parametrisation, x: Tensor) -> dict[str, float]:
+    """How many spots were indexed, how far (median, pixels) the model puts them from where they are, and what they and
+    the dead pixels say of the mask."""
+    spots = still.observed
+    hkl, panel = torch.as_tensor(spots.hkl, dtype=x.dtype), torch.as_tensor(spots.panel)
+    offset, _ = spot_offsets(map.models(x), hkl, panel, torch.as_tensor(spots.xy_px))
+    found = {
+        "indexed_spots": float(len(spots)),
+        "spots_median_px": float(torch.linalg.vector_norm(offset, dim=-1).median()),
+    }
+    mask = still.mask_check
+    if mask is not None:
+        found |= {
+            "spots_under_mask": mask.hidden_spots / max(mask.spots, 1),
+            "dead_pixels_trusted": mask.trusted_dead / max(mask.dead_pixels, 1),
+        }
+    return found
 
 
 def _effective_intensities(solved: Solved) -> float:

@@ -138,7 +138,7 @@ def asked_of(solved: Solved) -> Asked | None:
     if not held:
         return None
     x = torch.cat([solved.x, torch.zeros(len(held), dtype=solved.x.dtype)])
-    asked = replace(solved, objective=replace(solved.objective, map=wider).prepared(x), x=x)
+    asked = replace(solved, objective=replace(solved.objective, map=wider), x=x)
     normal = asked.objective.normal_equations(x, solved.variance, solved.local)
     # the priors of what is held keep it in range when it moves; here the data alone are asked
     matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])

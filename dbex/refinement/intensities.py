@@ -20,6 +20,8 @@ from dbex.still import Bools, Floats, Ints
 RIDGE = 1e-12
 #: A reflection is determined where the ridge carries less than this part of it.
 LEAST_OWN = 0.01
+#: And where its esd, alone, is below so many times the largest F²: profiles that vanish have squares beyond all numbers.
+MOST_ESD = 1e10
 #: Overlapping reflections up to so many are inverted at once; larger sets column by column, so many at a time.
 DENSE, COLUMNS = 200, 256
 
@@ -32,7 +34,7 @@ def solved_without_prior(objective: Objective, variance: Tensor, local: Local) -
     curvature = matrix.diagonal()
     boxed = np.zeros(m, dtype=bool)
     boxed[node[:, 0].numpy()] = True
-    seen = boxed & (curvature > 0)
+    seen = boxed & (curvature * (MOST_ESD * float(objective.prior.mean.max())) ** 2 > 1)
     known = objective.prior.sd.numpy() ** -2.0
     extra = np.where(boxed, np.where(seen, RIDGE * curvature, 1.0), known)
     scale = 1 / np.sqrt(np.maximum(curvature, 0.0) + extra)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
+from dbex.refinement.prior import known_of
 from dbex.refinement.shoeboxes import components_seen, sum_of
-from dbex.still import Bools, BoxTable, Floats, Ints, PixelTable, Still
+from dbex.still import Amplitudes, Bools, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.panel import stack_panels
@@ -195,19 +196,24 @@ def pixel_table(solved: Solved) -> PixelTable:
     )
 
 
-def figures_of_merit(solved: Solved, table: BoxTable) -> dict[str, float]:
+def figures_of_merit(solved: Solved, table: BoxTable, amplitudes: Amplitudes) -> dict[str, float]:
     """χ² over all and over core pixels, the median correlation of strong boxes, that of their intensities with F², and
-    what they are made of."""
+    what they are made of.
+
+    Intensities and F² are compared in units of the mean F² of their resolution: both fall with it, whosever they are.
+    """
     boxes, local = solved.objective.boxes, solved.local
     z2, used = squared_residuals(solved), boxes.used
     core = used & (local.bragg > CORE * local.bragg.amax(1, keepdim=True))
     strong = table.signal_to_noise > STRONG
     known = strong & np.isfinite(table.intensity)
+    own = boxes.reflections[boxes.node[:, 0].numpy()]
+    mean = known_of(amplitudes, own[known]).mean_square
     return {
         "chi2_per_pixel": float(z2[used].mean()),
         "chi2_core": float(z2[core].mean()) if core.any() else float("nan"),
         "median_cc": float(np.median(table.cc[strong])) if strong.any() else float("nan"),
-        "intensity_cc": rank_correlation(table.intensity[known], table.prior_intensity[known]),
+        "intensity_cc": rank_correlation(table.intensity[known] / mean, table.prior_intensity[known] / mean),
         "boxes": float(len(boxes)),
         "boxes_cc": float(strong.sum()),
         "pixels": float(used.sum()),

@@ -11,9 +11,16 @@ from dbex.still import Verdict
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 #: Up to this χ² over all pixels a fit that misses only the noise of its bright spots is fair.
 FAIR_LIMIT = 3.0
-#: Least rank correlation of strong intensities with F²: 0 within 1/√n for the structure factors of something else,
-#: however well free intensities fit the pixels; above 0.5 on real stills.
+#: Least rank correlation of strong intensities with F², both in units of the mean F² of their resolution: 0 within 1/√n
+#: for the structure factors of something else, however well free intensities fit the pixels; above 0.7 on real stills.
 INTENSITY_CC_LIMIT = 0.3
+#: A model that leaves indexed spots, in the median, so many pixels from where they are has not found them.
+SPOTS_PX_LIMIT = 3.0
+#: Spots were found on pixels that could be used: of those of one image a mask made for it hides none, that of another
+#: run about as many as its gaps take of the area. More than this part, and more spots than these, is no accident.
+HIDDEN_SPOTS, FEWEST_HIDDEN = 0.05, 2
+#: A mask of this detector knows the dead pixels that the image marks, or none of them: not some.
+DEAD_TRUSTED = (0.01, 0.9)
 #: Fewer strong boxes than this prove nothing.
 FEWEST_STRONG = 10
 #: How far σ-Z of the background may be off, beyond what chance explains.
@@ -26,28 +33,12 @@ def judge(
     converged: bool, figures: dict[str, float], wanted: list[Demand], bend: Curvature, map: Parametrisation
 ) -> Verdict:
     """The verdict on a refined still."""
-    reasons = []
-    if figures["boxes_cc"] < FEWEST_STRONG:
-        reasons.append(f"only {figures['boxes_cc']:.0f} boxes stand out from their background by 10 sigma")
-    elif not figures["median_cc"] >= CC_LIMIT:
-        reasons.append(
-            f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})"
-        )
+    reasons = [*of_strong_boxes(figures), *of_intensities(figures), *of_spots(figures), *of_mask(figures)]
     misfit = [
         f"chi2 per {'core ' if name == 'chi2_core' else ''}pixel is {figures[name]:.2f} (good: up to {CORE_LIMIT})"
         for name in ("chi2_per_pixel", "chi2_core")
         if not figures[name] <= CORE_LIMIT
     ]
-    doubts = []
-    if figures["boxes_cc"] >= FEWEST_STRONG and not figures["intensity_cc"] >= INTENSITY_CC_LIMIT:
-        doubts.append(f"have a rank correlation of {figures['intensity_cc']:.2f} with F^2 (good: {INTENSITY_CC_LIMIT})")
-    if figures["relative_model_error"] > MODEL_ERROR_LIMIT:
-        doubts.append(f"differ from F^2 by {100 * figures['relative_model_error']:.0f} %")
-    if doubts:
-        reasons.append(
-            f"intensities {' and '.join(doubts)}: are these the structure factors of this crystal, and is this the "
-            "right one of its possible indexings?"
-        )
     fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT)
     state = "not converged" if not converged else "good" if not (reasons or misfit) else "fair" if fair else "poor"
     reasons += misfit
@@ -66,6 +57,53 @@ def judge(
     return Verdict(state, tuple(reasons), tuple(_advice(figures, wanted, bend, map)))
 
 
+def of_strong_boxes(figures: dict[str, float]) -> list[str]:
+    """Why what is bright speaks against the model, if it does."""
+    if figures["boxes_cc"] < FEWEST_STRONG:
+        return [
+            f"only {figures['boxes_cc']:.0f} boxes stand out from their background by 10 sigma, of "
+            f"{figures['indexed_spots']:.0f} indexed spots"
+        ]
+    if not figures["median_cc"] >= CC_LIMIT:
+        return [f"model and data correlate with {figures['median_cc']:.2f} in the median strong box (good: {CC_LIMIT})"]
+    return []
+
+
+def of_intensities(figures: dict[str, float]) -> list[str]:
+    """Why the structure factors cannot be those of this crystal as it is indexed, if so."""
+    doubts = []
+    if figures["boxes_cc"] >= FEWEST_STRONG and not figures["intensity_cc"] >= INTENSITY_CC_LIMIT:
+        doubts.append(f"have a rank correlation of {figures['intensity_cc']:.2f} with F^2 (good: {INTENSITY_CC_LIMIT})")
+    if figures["relative_model_error"] > MODEL_ERROR_LIMIT:
+        doubts.append(f"differ from F^2 by {100 * figures['relative_model_error']:.0f} %")
+    if not doubts:
+        return []
+    return [
+        f"intensities {' and '.join(doubts)}: are these the structure factors of this crystal, and is this the "
+        "right one of its possible indexings?"
+    ]
+
+
+def of_spots(figures: dict[str, float]) -> list[str]:
+    """Why the indices cannot be right, if so."""
+    away = figures["spots_median_px"]
+    if away <= SPOTS_PX_LIMIT:
+        return []
+    return [f"indexed spots lie {away:.1f} pixels (median) from where the model puts them: are their indices right?"]
+
+
+def of_mask(figures: dict[str, float]) -> list[str]:
+    """Why the mask cannot be that of this image, if so."""
+    found = []
+    hidden, spots = figures.get("spots_under_mask", 0.0), figures["indexed_spots"]
+    if hidden > HIDDEN_SPOTS and hidden * spots > FEWEST_HIDDEN:
+        found.append(f"hides {hidden * spots:.0f} of {spots:.0f} indexed spots")
+    trusted = figures.get("dead_pixels_trusted", 0.0)
+    if DEAD_TRUSTED[0] < trusted < DEAD_TRUSTED[1]:
+        found.append(f"trusts {100 * trusted:.0f} % of the pixels that the image marks as dead")
+    return [f"the mask {' and '.join(found)}: is it the mask of this run?"] if found else []
+
+
 def _advice(figures: dict[str, float], wanted: list[Demand], bend: Curvature, map: Parametrisation) -> list[str]:
     advice = []
     if abs(figures["sigma_z"] - 1) > max(SIGMA_Z_LIMIT, SIGMA_Z_ESDS * figures["sigma_z_esd"]):
@@ -73,6 +111,8 @@ def _advice(figures: dict[str, float], wanted: list[Demand], bend: Curvature, ma
             f"the background scatters {figures['sigma_z']:.2f} times as much as gain and read-out noise say: look at "
             "gain= and sigma_readout=, which dbex.estimate_noise measures"
         )
+    if figures.get("dead_pixels_trusted", 0.0) >= DEAD_TRUSTED[1]:
+        advice.append("the mask trusts what the image marks as dead, which was left out all the same")
     if wanted:
         moves = [" or else ".join(told(one) for one in (demand, *demand.alike)) for demand in wanted]
         advice.append(f"the data ask for another {', '.join(moves)}: {_keys(wanted, map)} would find out")

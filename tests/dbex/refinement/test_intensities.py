@@ -82,15 +82,16 @@ def test_no_intensity_of_a_box_follows_the_prior_of_a_boxed_one(crowded):
         np.testing.assert_array_equal(before, after)
 
 
-def test_what_no_pixel_determines_has_no_intensity(crowded):
-    """A reflection without light in its box and in no other."""
+@pytest.mark.parametrize("light", [0.0, 1e-160, 1e-30])
+def test_what_no_pixel_determines_has_no_intensity(crowded, light):
+    """A reflection without light in its box and in no other, or with so little that its square is no number."""
     objective, _, variance, local = crowded
     node = objective.boxes.node
     dark = next(i for i in range(len(node)) if (node == node[i, 0]).sum() == 1)
     columns = [part.clone() for part in local.columns]
     for group, part in zip(objective.groups.groups, columns, strict=True):
         if group.part.start <= dark < group.part.stop:
-            part[dark - group.part.start, FIRST_NODE] = 0.0
+            part[dark - group.part.start, FIRST_NODE] *= light
     value, found = solved_without_prior(objective, variance, replace(local, columns=columns))
     assert np.flatnonzero(np.isnan(value)).tolist() == np.flatnonzero(np.isnan(found)).tolist() == [dark]
 

@@ -19,6 +19,8 @@ GOOD = {
     "intensity_cc": 0.98,
     "sigma_z": 1.0,
     "sigma_z_esd": 0.005,
+    "indexed_spots": 100.0,
+    "spots_median_px": 0.3,
 }
 
 
@@ -56,7 +58,7 @@ def test_a_fit_that_misses_the_noise_of_bright_spots_alone_is_fair(map, changed,
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"boxes_cc": 9.0}, "only 9 boxes stand out"),
+        ({"boxes_cc": 9.0}, "only 9 boxes stand out from their background by 10 sigma, of 100 indexed spots"),
         ({"median_cc": 0.5}, "correlate with 0.50"),
         ({"median_cc": float("nan")}, "correlate with nan"),
         ({"chi2_per_pixel": 3.5}, "chi2 per pixel is 3.50"),
@@ -64,6 +66,9 @@ def test_a_fit_that_misses_the_noise_of_bright_spots_alone_is_fair(map, changed,
         ({"relative_model_error": 1.5}, "differ from F^2 by 150 %: are these the structure factors"),
         ({"intensity_cc": 0.1}, "rank correlation of 0.10 with F^2"),
         ({"intensity_cc": float("nan")}, "rank correlation of nan"),
+        ({"spots_median_px": 3.5}, "indexed spots lie 3.5 pixels (median) from where the model puts them"),
+        ({"spots_under_mask": 0.06}, "the mask hides 6 of 100 indexed spots: is it the mask of this run?"),
+        ({"dead_pixels_trusted": 0.12}, "the mask trusts 12 % of the pixels that the image marks as dead"),
     ],
 )
 def test_each_figure_alone_can_spoil_a_fit(map, changed, reason):
@@ -71,6 +76,13 @@ def test_each_figure_alone_can_spoil_a_fit(map, changed, reason):
     assert found.state == "poor"
     assert len(found.reasons) == 1
     assert reason in found.reasons[0]
+
+
+def test_a_mask_that_hides_a_spot_or_knows_nothing_of_dead_pixels_spoils_nothing(map):
+    assert verdict(map, spots_under_mask=0.02).state == "good"
+    found = verdict(map, dead_pixels_trusted=1.0)
+    assert found.state == "good"
+    assert found.advice == ("the mask trusts what the image marks as dead, which was left out all the same",)
 
 
 def test_a_background_that_scatters_otherwise_than_its_noise_is_told_with_the_words_that_set_it(map):
