@@ -20,7 +20,7 @@ from dbex.still import Bools, Floats, Ints
 RIDGE = 1e-12
 #: A reflection is determined where the ridge carries less than this part of it.
 LEAST_OWN = 0.01
-#: And where its esd, alone, is below so many times the largest F²: profiles that vanish have squares beyond all numbers.
+#: And where its esd, alone, is below so many times the largest F²: a vanishing profile has a square beyond all numbers.
 MOST_ESD = 1e10
 #: Overlapping reflections up to so many are inverted at once; larger sets column by column, so many at a time.
 DENSE, COLUMNS = 200, 256

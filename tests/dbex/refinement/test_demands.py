@@ -5,9 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dbex.refinement.demands import ASKED_ESDS, Score
+from dbex.refinement import groups
+from dbex.refinement.demands import ASKED_ESDS, Score, asked_of
+from dbex.refinement.prior import ModelError
+from dbex.refinement.problem import StillProblem
 from dbex.refinement.refine import refine_still
+from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import Settings
+from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.tables import Solved
 from dbex.report.summary import summary
 from nanobrag_torch.config import override
 from tests.tolerances import EXACT_ALGEBRA
@@ -121,3 +127,18 @@ def test_a_bandwidth_that_is_held_at_nothing_is_asked_for(still):
     (line,) = asked(found)
     assert "bandwidth (+0." in line
     assert "refine.beam=bandwidth" in line
+
+
+def test_boxes_are_asked_in_the_groups_that_their_optimum_was_found_in(drawn, monkeypatch):
+    """Grouped anew, as a mixture that shows other parts now would be, the optimum's columns would be of other boxes."""
+    still, truth = drawn
+    spots = observed_predictions(still, truth.models)
+    boxes = shoeboxes(still, spots, spots)
+    found = []
+    for size in (groups.NODE_PIXELS, 0):
+        monkeypatch.setattr(groups, "NODE_PIXELS", size)
+        objective = objective_for(still, truth.map, boxes, ModelError(0.1))
+        monkeypatch.undo()
+        state = StillProblem(objective).start(truth.zero.numpy())
+        found.append(asked_of(Solved(objective, truth.zero, np.eye(len(truth.map)), state.variance, state.local)))
+    np.testing.assert_allclose(found[1].gradient, found[0].gradient, rtol=EXACT_ALGEBRA)
