@@ -232,7 +232,7 @@ def compared(start, refined, truth, seconds):
         "z": max(z.values(), key=abs),
         "seconds": seconds,
         "z_each": z,
-        "terms": {k: v for k, v in figures.items() if k.startswith(("gain_", "cost_"))},
+        "terms": [trial.name for trial in refined.terms if trial.kept],
         "estimates": {e.name: (e.after, e.esd_formal, e.esd) for e in refined.estimates},
         "state": refined.verdict.state,
     }
@@ -290,12 +290,7 @@ def main():
         for seed in range(1, options.seeds + 1):
             row = told[f"{name}_{seed}"] = measured(still, refined, name, seed, options.folder)
             cells = " ".join(f"{row[c]:9.4f}" if abs(row[c]) < 1 else f"{row[c]:7.3f}" for c in COLUMNS)
-            kept = [
-                k[5:]
-                for k, gain in row["terms"].items()
-                if k.startswith("gain_") and gain > row["terms"]["cost_" + k[5:]]
-            ]
-            print(f"{name:12s} {seed:4d} {cells}  {','.join(kept)}", flush=True)
+            print(f"{name:12s} {seed:4d} {cells}  {','.join(row['terms'])}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
 

@@ -39,6 +39,9 @@ DEFAULT_MOSAICITY_DEG = 0.05
 #: Relative difference of a pixel's edges beyond which it is no square.
 SQUARE_PIXEL_TOLERANCE = 1e-6
 
+#: Full width at half maximum of a Gaussian over its rms: 2 √(2 ln 2).
+FULL_WIDTH_OF_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
 _LIKE = torch.zeros((), dtype=torch.float64)
 
 
@@ -204,7 +207,8 @@ def to_dxtbx_panel(config: DetectorConfig, panel: Any) -> Any:
 
 
 def to_dxtbx_beam(config: BeamConfig, beam: Any) -> Any:
-    """A copy of the dxtbx beam with the record's wavelength, direction and polarisation."""
+    """A copy of the dxtbx beam with the record's wavelength, direction and polarisation, and its divergence where it
+    has one: dxtbx knows one for both ways, here the rms of the two, and that as a full width at half maximum."""
     moved = copy.deepcopy(beam)
     direction = _numbers(config.direction)
     moved.set_wavelength(float(config.wavelength_A))
@@ -212,6 +216,11 @@ def to_dxtbx_beam(config: BeamConfig, beam: Any) -> Any:
     moved.set_polarization_normal(_numbers(config.polarization_normal).tolist())
     if config.polarization_fraction is not None:
         moved.set_polarization_fraction(float(config.polarization_fraction))
+    sigma_mrad = math.hypot(float(config.divergence_h_mrad), float(config.divergence_v_mrad)) / math.sqrt(2)
+    if sigma_mrad > 0:
+        sigma_deg = math.degrees(1e-3 * sigma_mrad)
+        moved.set_sigma_divergence(sigma_deg)
+        moved.set_divergence(FULL_WIDTH_OF_SIGMA * sigma_deg)
     return moved
 
 

@@ -258,12 +258,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A term of the model that was asked for: by how much its beginning promised to lower -2 ln likelihood, its cost,
+    and by how much it did, None where it was not tried because it promised too little."""
+
+    name: str
+    promised: float
+    cost: float
+    gain: float | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether it paid."""
+        return self.gain is not None and self.gain > self.cost
+
+
+@dataclass(frozen=True)
 class Refined:
     """A refined still: the models, the estimates and everything that the reports and files are made from.
 
     `figures` holds chi2_per_pixel, chi2_core, median_cc, boxes, pixels, core_pixels, boxes_cc, relative_model_error,
     condition_number and their like by name; `left_out` counts what was not used and why; `background` is σ-Z of the
-    pixels that hold no Bragg scattering.
+    pixels that hold no Bragg scattering; `terms` are those of the model that were asked for.
     """
 
     still: Still
@@ -281,6 +297,7 @@ class Refined:
     verdict: Verdict
     seconds: dict[str, float]
     worst_direction: str
+    terms: tuple[Trial, ...] = ()
 
     def down_weighted(self) -> Ints:
         """The boxes whose pixels lost weight to the robust rule (`ROBUST_RULE`), those that lost most first."""

@@ -31,8 +31,9 @@ def cause_row(of: Causes) -> Tensor:
 
 
 def place_rows(panels: Panels) -> Tensor:
-    """What moves when panels do, as rows of numbers (n panels, 10): fast, slow, normal, distance."""
-    return torch.cat([panels.fast, panels.slow, panels.normal, panels.distance[:, None]], 1)
+    """What nodes see of panels that can change, as rows of numbers (n panels, 11): fast, slow, normal, distance, point
+    spread."""
+    return torch.cat([panels.fast, panels.slow, panels.normal, torch.stack([panels.distance, panels.point_spread], 1)], 1)
 
 
 def part_nodes(
@@ -53,7 +54,7 @@ def node_columns(
 ) -> NodeColumns:
     """Derivatives of these nodes, whose components (m,) stand in order.
 
-    `by_x` are the derivatives of the components (c, CAUSES, n) and of place_rows (n panels, 10, n), None where they
+    `by_x` are the derivatives of the components (c, CAUSES, n) and of place_rows (n panels, 11, n), None where they
     stay.
     """
     mine = Panels(**{name: value[panel] for name, value in vars(panels).items()})
@@ -84,5 +85,6 @@ def _causes(rows: Tensor) -> Causes:
 
 
 def _moved(panels: Panels, rows: Tensor) -> Panels:
-    """Panels, one for each node, at the place that rows of numbers (n, 10) say."""
-    return replace(panels, fast=rows[:, :3], slow=rows[:, 3:6], normal=rows[:, 6:9], distance=rows[:, 9])
+    """Panels, one for each node, as rows of numbers (n, 11) have them."""
+    places = {"fast": rows[:, :3], "slow": rows[:, 3:6], "normal": rows[:, 6:9]}
+    return replace(panels, **places, distance=rows[:, 9], point_spread=rows[:, 10])

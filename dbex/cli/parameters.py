@@ -47,20 +47,21 @@ threads = 1
 refine
   .help = "What moves. Several names are joined by commas; none holds everything of a group."
 {
-  crystal = *orientation *cell *scale *b_factor *size *mosaicity
+  crystal = *orientation *cell *scale *b_factor *size *mosaicity cell_spread
     .type = choice(multi=True)
     .help = "Parameters of the crystal that move: orientation, cell, scale, b_factor, size of the mosaic blocks,"
-            "mosaicity; or none."
-  detector = distance shift tilt
+            "mosaicity, cell_spread (isotropic strain, which one still cannot tell from a bandwidth); or none."
+  detector = distance shift tilt point_spread
     .type = choice(multi=True)
-    .help = "Parameters of the detector that move: distance, shift, tilt; or none."
-  beam = wavelength direction bandwidth
+    .help = "Parameters of the detector that move: distance, shift, tilt, point_spread; or none."
+  beam = wavelength direction bandwidth divergence
     .type = choice(multi=True)
-    .help = "Parameters of the beam that move: wavelength, direction, bandwidth; or none."
-  terms = *bandwidth *square *mosaic_tensor *size_tensor *component
+    .help = "Parameters of the beam that move: wavelength, direction, bandwidth, divergence; or none."
+  terms = *bandwidth *square *mosaic_tensor *size_tensor *component *divergence *point_spread cell_spread
     .type = choice(multi=True)
     .help = "Terms of the model that are tried and kept where the data pay for them: bandwidth, square (blocks with"
-            "flat faces), mosaic_tensor, size_tensor, component (a second orientation); or none."
+            "flat faces), mosaic_tensor, size_tensor, component (a second orientation), divergence, point_spread, and"
+            "cell_spread in the place of bandwidth; or none."
   start = *auto wide near
     .type = choice
     .help = "How far the start may be off: wide begins with a search from the spots' centroids, near refines at once,"
@@ -124,9 +125,9 @@ refine {
   beam = wavelength direction
     .type = choice(multi=True)
     .help = "Parameters of the beam that all stills share: wavelength (one factor), direction; or none."
-  shot_beam = wavelength direction bandwidth
+  shot_beam = wavelength direction bandwidth divergence
     .type = choice(multi=True)
-    .help = "Parameters of the beam that move from shot to shot: wavelength, direction, bandwidth; or none."
+    .help = "Parameters of the beam that move from shot to shot: wavelength, direction, bandwidth, divergence; or none."
   wavelength_spread = 0.002
     .type = numeric(above=0)
     .help = "How far wavelengths that move from shot to shot may be from those of the experiments: the relative"
@@ -134,7 +135,7 @@ refine {
   cell = *shared still
     .type = choice
     .help = "One cell for all stills, or one of its own for each still."
-  terms = bandwidth square mosaic_tensor size_tensor component
+  terms = bandwidth square mosaic_tensor size_tensor component divergence point_spread cell_spread
     .type = choice(multi=True)
     .help = "Terms of the model that are tried on each still by itself and kept where its data pay for them; or none."
 }

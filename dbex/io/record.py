@@ -48,6 +48,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "sigma_z": asdict(refined.background),
         "estimates": [asdict(estimate) for estimate in refined.estimates],
         "covariance": refined.quoted_covariance(),
+        "terms": [{**asdict(trial), "kept": trial.kept} for trial in refined.terms],
         "worst_direction": refined.worst_direction,
         "models": {
             "before": models(still),

@@ -60,7 +60,7 @@ class Common:
         return replace(
             map,
             detector=self.detector,
-            panels=self.panels,
+            panels=replace(self.panels, point_spread=map.panels.point_spread),
             frame=self.frame,
             crystal=override(map.crystal, cell),
             parameters=tuple(replace(p, prior=NO_PRIOR) if p.name in names else p for p in map.parameters),

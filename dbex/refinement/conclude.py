@@ -22,10 +22,9 @@ from dbex.refinement.tables import (
     pixel_table,
     squared_residuals,
 )
-from dbex.refinement.terms import Trial
 from dbex.refinement.uncertainty import curvature
 from dbex.refinement.verdict import judge
-from dbex.still import BoxTable, Floats, Iteration, ParameterEstimate, Refined, Still
+from dbex.still import BoxTable, Floats, Iteration, ParameterEstimate, Refined, Still, Trial
 from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
 from nanobrag_torch.lattice import orientation
 
@@ -61,9 +60,6 @@ def conclude(
     figures |= evidence(still, map, x)
     if still.others is not None:
         figures["lattices"] = 1.0 + still.others.count
-    figures |= {f"gain_{trial.name}": trial.gain for trial in trials} | {
-        f"cost_{trial.name}": trial.cost for trial in trials
-    }
     wanted = unmet_demands(minimised, inflation)
     crystal, beam = plain(map, x)
     slopes = reported_slopes(map, x)
@@ -88,6 +84,7 @@ def conclude(
         verdict=judge(final.solution.converged, figures, wanted, bend, map),
         seconds={},
         worst_direction=bend.worst_direction,
+        terms=tuple(trials),
     )
 
 
@@ -148,6 +145,7 @@ def plain(map: Parametrisation, x: Tensor) -> tuple[CrystalConfig, BeamConfig]:
         domain_size_A=size,
         N_cells=(size / cell["cell_a"], size / cell["cell_b"], size / cell["cell_c"]),
         mosaicity_deg=mosaicity,
+        strain=float(crystal.strain),
         b_factor_A2=float(crystal.b_factor_A2),
         size_covariance=None if crystal.size_covariance is None else rows(crystal.size_covariance),
         mosaic_covariance_deg2=(
@@ -156,7 +154,12 @@ def plain(map: Parametrisation, x: Tensor) -> tuple[CrystalConfig, BeamConfig]:
     )
     direction = beam.direction.tolist() if isinstance(beam.direction, Tensor) else beam.direction
     return crystal, replace(
-        beam, wavelength_A=float(beam.wavelength_A), direction=tuple(direction), bandwidth=float(beam.bandwidth)
+        beam,
+        wavelength_A=float(beam.wavelength_A),
+        direction=tuple(direction),
+        bandwidth=float(beam.bandwidth),
+        divergence_h_mrad=float(beam.divergence_h_mrad),
+        divergence_v_mrad=float(beam.divergence_v_mrad),
     )
 
 
@@ -200,6 +203,9 @@ def reported_slopes(map: Parametrisation, x: Tensor, step: float = 1e-6) -> Floa
 
 def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
     """The reported values of the models that were read."""
-    read = replace(map, crystal=still.crystal, beam=still.beam)
+    point_spread = torch.as_tensor([float(panel.point_spread_mm) for panel in still.detector], dtype=torch.float64)
+    read = replace(
+        map, crystal=still.crystal, beam=still.beam, panels=replace(map.panels, point_spread=point_spread)
+    )
     zero = torch.zeros(len(map), dtype=torch.float64)
     return read.values(zero)

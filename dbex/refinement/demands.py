@@ -5,7 +5,8 @@ that the data ask for most is taken first, and the others are asked again as if 
 those that moved can imitate is not asked at all; held ones that do the same are named together.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.rounds import cell_of
-from dbex.refinement.settings import BEAM, DETECTOR
 from dbex.refinement.tables import Solved
 from dbex.refinement.uncertainty import SINGULAR
+from dbex.refinement.widths import BARELY, WIDTHS, begun
 from dbex.still import Bools, Floats
-from nanobrag_torch.config import override
+from nanobrag_torch.panel import stack_panels
 
 #: A held parameter is worth freeing when the data would move it by this many esds.
 ASKED_ESDS = 5.0
@@ -28,8 +29,10 @@ ALIKE = 0.9
 #: left then is in the spots' shapes, where models err: 1e-5 to 1e-4 for a wavelength beside a free cell or a direction
 #: beside shift and tilt, 1e-3 for a direction beside the shift alone, 1e-2 for a distance beside a free cell.
 IMITATED = 4e-4
-#: A bandwidth so small that it changes nothing: where there is none, what is asked is whether its square would grow.
-BARELY = 1e-5
+#: What is asked of the detector and the beam. Other widths are asked as terms of the model, where those are chosen.
+ASKED = (("distance", "shift", "tilt"), ("wavelength", "direction", "bandwidth"))
+#: The same and the widths that are terms.
+ASKED_OF_TERMS = (("distance", "shift", "tilt", "point_spread"), ("wavelength", "direction", "bandwidth", "divergence"))
 
 #: How the step of a coordinate is told: unit and factor.
 _UNITS = {
@@ -131,9 +134,10 @@ class Asked:
     score: Score
 
 
-def asked_of(solved: Solved) -> Asked | None:
-    """The held parameters asked; None where nothing is held or the equations are no numbers."""
-    free, wider = len(solved.objective.map), with_held(solved.objective.map)
+def asked_of(solved: Solved, groups: tuple[Sequence[str], Sequence[str]] = ASKED) -> Asked | None:
+    """The held parameters of these groups of detector and beam asked; None where nothing is held or the equations are
+    no numbers. Of a width that is nothing it is asked whether its square would grow."""
+    free, wider = len(solved.objective.map), with_held(solved.objective.map, groups)
     held = wider.parameters[free:]
     if not held:
         return None
@@ -144,22 +148,63 @@ def asked_of(solved: Solved) -> Asked | None:
     matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])
     if not np.isfinite(matrix).all():
         return None
-    appears = np.array([p.name == "bandwidth" and float(wider.beam.bandwidth) == BARELY for p in held])
+    appears = np.array([p.name in WIDTHS and wider.value(p.name, x) <= 1.01 * BARELY[p.name] for p in held])
     score = Score.of(matrix, normal.gradient, free, appears)
     return Asked(asked, held, matrix, normal.gradient, appears, score)
 
 
-def promised_by_geometry(solved: Solved) -> float:
-    """By how much χ² would fall if what is held of the detector and the beam, but for its bandwidth, moved."""
-    asked = asked_of(solved)
+@dataclass(frozen=True)
+class Promise:
+    """By how much χ² would fall if some widths were more than nothing, and how much they would be, in their units."""
+
+    fall: float
+    widths: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Promises:
+    """What the score test of one round promises: by how much χ² would fall if what is held of the geometry moved, and
+    what widths that are nothing would do once it has."""
+
+    geometry: float
+    asked: Asked | None
+    given_geometry: Score | None
+
+    def of(self, names: Sequence[str]) -> Promise:
+        """What these widths would do together, those of them that would grow."""
+        best = Promise(0.0, {})
+        if self.asked is None or self.given_geometry is None:
+            return best
+        score, place = self.given_geometry, {p.name: i for i, p in enumerate(self.asked.held)}
+        able = [place[name] for name in names if name in place and score.can[place[name]]]
+        for chosen in (list(some) for n in range(len(able)) for some in itertools.combinations(able, n + 1)):
+            gradient, matrix = score.gradient[chosen], score.matrix[np.ix_(chosen, chosen)]
+            # in units of the diagonal: what the square of next to nothing curves is next to nothing
+            scale = 1 / np.sqrt(np.diag(matrix))
+            step = scale * np.linalg.solve(matrix * np.outer(scale, scale), gradient * scale)
+            if (step > 0).all() and gradient @ step > best.fall:
+                names_of = [self.asked.held[i].name for i in chosen]
+                best = Promise(float(gradient @ step), dict(zip(names_of, map(grown, names_of, step), strict=True)))
+        return best
+
+
+def promises(solved: Solved) -> Promises:
+    """The score test of all that is held of detector and beam, widths included."""
+    asked = asked_of(solved, ASKED_OF_TERMS)
     if asked is None:
-        return 0.0
-    score = replace(asked.score, can=asked.score.can & np.array([p.name != "bandwidth" for p in asked.held]))
-    chosen = score.selected(ASKED_ESDS)
+        return Promises(0.0, None, None)
+    moves = replace(asked.score, can=asked.score.can & np.array([p.name not in WIDTHS for p in asked.held]))
+    chosen = moves.selected(ASKED_ESDS)
     if not chosen:
-        return 0.0
-    gradient = score.gradient[chosen]
-    return float(gradient @ np.linalg.solve(score.matrix[np.ix_(chosen, chosen)], gradient))
+        return Promises(0.0, asked, asked.score)
+    gradient = moves.gradient[chosen]
+    fall = float(gradient @ np.linalg.solve(moves.matrix[np.ix_(chosen, chosen)], gradient))
+    return Promises(fall, asked, asked.score.given(chosen))
+
+
+def grown(name: str, step: float) -> float:
+    """A width that was next to nothing after this step of its logarithm, taken as one of its square."""
+    return BARELY[name] * float(np.sqrt(1 + 2 * max(step, 0.0)))
 
 
 def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
@@ -194,20 +239,23 @@ def _of_jackknife(asked: Asked, i: int, inflation: float) -> float:
     return ratio if ratio > QUOTED_BEYOND else 1.0
 
 
-def with_held(map: Parametrisation) -> Parametrisation:
-    """The parametrisation with what was held of detector and beam free too, after all that is free."""
+def with_held(map: Parametrisation, groups: tuple[Sequence[str], Sequence[str]] = ASKED) -> Parametrisation:
+    """The parametrisation with what was held of these groups of detector and beam free too, after all that is free."""
     detector, beam = (
-        tuple(group for group in groups if group not in map.free_groups(kind))
-        for kind, groups in (("detector", DETECTOR), ("beam", BEAM))
+        tuple(group for group in some if group not in map.free_groups(kind))
+        for kind, some in zip(("detector", "beam"), groups, strict=True)
     )
-    held = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, beam, map.ln_scale)
-    bandwidth = max(float(map.beam.bandwidth), BARELY)
-    return replace(map, parameters=map.parameters + held.parameters, beam=override(map.beam, {"bandwidth": bandwidth}))
+    held = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, beam, map.ln_scale).parameters
+    _, panels, lamp = begun(map.crystal, map.detector, map.beam, [p.name for p in held], BARELY)
+    point_spread = stack_panels(panels, map.panels.origin).point_spread
+    return replace(
+        map, parameters=map.parameters + held, beam=lamp, panels=replace(map.panels, point_spread=point_spread)
+    )
 
 
 def demand(parameter: Parameter, step: float, esds: float, appears: bool | np.bool_) -> Demand:
     """A step of a parameter's coordinate as it is told; `appears` where it is ln of a bandwidth that was not there."""
     if appears:
-        step = BARELY * float(np.sqrt(1 + 2 * max(step, 0.0)))
+        step = grown(parameter.name, step)
     unit, factor = _UNITS[parameter.name.split("_")[0]]
     return Demand(parameter.name, parameter.group, float(step) * factor, unit, float(esds))

@@ -307,15 +307,16 @@ class Objective:
     def _by_x(self, x: Tensor) -> tuple[NodeColumns, RayColumns | None]:
         """Derivatives of the nodes and, where they move, of the rays."""
         moves = bool(self.map.geometric())
+        changes = moves or "point_spread" in self.map.free_groups("detector")
 
         def numbers(x: Tensor) -> tuple[Tensor, ...]:
             models = self.map.models(x)
-            rows = component_rows(models)
-            return (rows, place_rows(models.panels), *ray_numbers(models.panels, models.beam)) if moves else (rows,)
+            of_nodes = (component_rows(models), *([place_rows(models.panels)] if changes else []))
+            return (*of_nodes, *ray_numbers(models.panels, models.beam)) if moves else of_nodes
 
         models, parts = self.map.models(x), self.groups.parts
         of_components, *of_rays = jacobian(numbers, x)
-        of_panels = of_rays[0] if moves else None
+        of_panels = of_rays[0] if changes else None
         columns = node_columns(
             component_rows(models),
             parts.component,

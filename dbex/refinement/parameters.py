@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Vector, override
 from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
@@ -178,7 +179,7 @@ class Parametrisation:
 
     def geometric(self) -> list[int]:
         """Places of the parameters that move rays, not only nodes."""
-        return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name != "bandwidth"]
+        return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name not in WIDTHS]
 
     def models(self, x: Tensor) -> Models:
         """The models at x, differentiable."""
@@ -194,6 +195,8 @@ class Parametrisation:
             vector("shift_fast", "shift_slow", "distance"),
             vector("tilt_fast", "tilt_slow", "tilt_normal"),
         )
+        if "point_spread" in at:
+            panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
         crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
         components = self._components(crystal, at, zero)
         outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
@@ -272,6 +275,8 @@ class Parametrisation:
                 values[field] = start * log_cholesky([at[f"{name}_{part}"] for part in _PARTS])
         if "b_factor" in at:
             values["b_factor_A2"] = self.crystal.b_factor_A2 + at["b_factor"]
+        if "cell_spread" in at:
+            values["strain"] = self.crystal.strain * torch.exp(at["cell_spread"])
         return values
 
     def _beam(self, at: dict[str, Tensor], x: Tensor) -> BeamConfig:
@@ -283,8 +288,9 @@ class Parametrisation:
             across = unit(torch.linalg.cross(as_tensor(self.beam.polarization_normal, x), s0))
             along = torch.linalg.cross(s0, across)
             values["direction"] = unit(s0 + at["direction_h"] * across + at["direction_v"] * along)
-        if "bandwidth" in at:
-            values["bandwidth"] = self.beam.bandwidth * torch.exp(at["bandwidth"])
+        for name, width in WIDTHS.items():
+            if width.record == "beam" and name in at:
+                values[width.field] = getattr(self.beam, width.field) * torch.exp(at[name])
         return override(self.beam, values)
 
     def detector_at(self, x: Tensor) -> tuple[DetectorConfig, ...]:
@@ -309,6 +315,10 @@ class Parametrisation:
             "b_factor": models.crystal.b_factor_A2,
             "wavelength": models.beam.wavelength_A,
             "bandwidth": models.beam.bandwidth,
+            "divergence_h": models.beam.divergence_h_mrad,
+            "divergence_v": models.beam.divergence_v_mrad,
+            "cell_spread": models.crystal.strain,
+            "point_spread": (models.panels.point_spread / models.panels.pixel_size).mean(),
             "scale": torch.exp(models.ln_scale),
             "distance": models.panels.distance.mean(),
         }
@@ -416,6 +426,9 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "wavelength": (("wavelength", "A", 0.005, 0.02),),
     "direction": (("direction_h", "mrad", 0.002, 0.01), ("direction_v", "mrad", 0.002, 0.01)),
     "bandwidth": (("bandwidth", "", 0.7, 3.0),),
+    "divergence": tuple((f"divergence_{axis}", "mrad", 0.7, 3.0) for axis in "hv"),
+    "cell_spread": (("cell_spread", "", 0.7, 3.0),),
+    "point_spread": (("point_spread", "px", 0.7, 3.0),),
 }
 
 
@@ -430,13 +443,14 @@ _CRYSTAL_GROUPS = (
     "b_factor",
     "size",
     "mosaicity",
+    "cell_spread",
     "size_tensor",
     "mosaic_tensor",
     "component",
     "square",
 )
-_DETECTOR_GROUPS = ("distance", "shift", "tilt")
-_BEAM_GROUPS = ("wavelength", "direction", "bandwidth")
+_DETECTOR_GROUPS = ("distance", "shift", "tilt", "point_spread")
+_BEAM_GROUPS = ("wavelength", "direction", "bandwidth", "divergence")
 
 
 def parametrisation(
@@ -450,7 +464,7 @@ def parametrisation(
     ln_scale: float = 0.0,
 ) -> Parametrisation:
     """The parametrisation with the named groups free; `free_cell` is the independent cell parameters of the space
-    group and the map (6, k) from them to the six."""
+    group and the map (6, k) from them to the six. Widths that are free and were nothing begin at their first value."""
     names, cell_map = free_cell
     parameters: list[Parameter] = []
     for group in crystal_groups:
@@ -461,6 +475,7 @@ def parametrisation(
     for outer, groups in (("detector", detector_groups), ("beam", beam_groups)):
         for group in groups:
             parameters += _free(group, outer)
+    crystal, detector, beam = begun(crystal, detector, beam, [p.name for p in parameters])
     like = torch.zeros((), dtype=torch.float64)
     panels = stack_panels(detector, like)
     frame = detector_frame(panels, beam)
@@ -485,6 +500,7 @@ def panel_records(detector: Sequence[DetectorConfig], panels: Panels) -> tuple[D
                 "distance_mm": float(panels.distance[i]),
                 "origin_fast_mm": float(panels.origin[i] @ panels.fast[i]),
                 "origin_slow_mm": float(panels.origin[i] @ panels.slow[i]),
+                "point_spread_mm": float(panels.point_spread[i]),
             },
         )
         for i, record in enumerate(detector)

@@ -19,8 +19,8 @@ from dbex.refinement.rounds import (
 )
 from dbex.refinement.search import Search, search
 from dbex.refinement.settings import Settings
-from dbex.refinement.terms import Trial, choose_terms
-from dbex.still import Iteration, Refined, Still
+from dbex.refinement.terms import choose_terms
+from dbex.still import Iteration, Refined, Still, Trial
 
 
 @dataclass(frozen=True)

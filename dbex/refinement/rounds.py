@@ -78,10 +78,8 @@ def start(still: Still, settings: Settings) -> Parametrisation:
     if crystal.domain_size_A is None:
         raise BadInput(f"{still.name}: the crystal has no domain size: expected one from the experiment or the spots")
     crystal = replace(crystal, domain_size_A=float(np.clip(float(crystal.domain_size_A), *DOMAIN_RANGE_A)))
-    beam = still.beam
-    if "bandwidth" in settings.beam and float(beam.bandwidth) == 0:
-        beam = replace(beam, bandwidth=1e-3)
-    map = parametrisation(crystal, still.detector, beam, free_cell, settings.crystal, settings.detector, settings.beam)
+    groups = (settings.crystal, settings.detector, settings.beam)
+    map = parametrisation(crystal, still.detector, still.beam, free_cell, *groups)
     return with_priors(map, settings.priors)
 
 

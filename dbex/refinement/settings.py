@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from dbex.errors import BadInput
 
 CRYSTAL = ("orientation", "cell", "scale", "b_factor", "size", "mosaicity")
-DETECTOR = ("distance", "shift", "tilt")
-BEAM = ("wavelength", "direction", "bandwidth")
-TERMS = ("bandwidth", "square", "mosaic_tensor", "size_tensor", "component")
+#: What moves on request only.
+CRYSTAL_CHOICES = (*CRYSTAL, "cell_spread")
+DETECTOR = ("distance", "shift", "tilt", "point_spread")
+BEAM = ("wavelength", "direction", "bandwidth", "divergence")
+TERMS = ("bandwidth", "square", "mosaic_tensor", "size_tensor", "component", "divergence", "point_spread")
+TERM_CHOICES = (*TERMS, "cell_spread")
 SOLVERS = ("levenberg_marquardt", "lbfgs")
 STARTS = ("auto", "wide", "near")
 
@@ -39,11 +42,12 @@ class Settings:
     priors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group, allowed in (("crystal", CRYSTAL), ("detector", DETECTOR), ("beam", BEAM)):
+        for group, allowed in (("crystal", CRYSTAL_CHOICES), ("detector", DETECTOR), ("beam", BEAM)):
             for name in getattr(self, group):
                 check_choice(f"refine.{group}", name, allowed)
         for name in self.terms:
-            check_choice("refine.terms", name, TERMS)
+            check_choice("refine.terms", name, TERM_CHOICES)
+        self._check_radial()
         check_choice("refine.solver", self.solver, SOLVERS)
         for name, sd in self.priors.items():
             if not (math.isfinite(sd) and sd > 0):
@@ -57,6 +61,16 @@ class Settings:
             raise BadInput(f"refine.max_iterations is {self.max_iterations}: expected at least 1")
         if self.model_error is not None and not (math.isfinite(self.model_error) and self.model_error >= 0):
             raise BadInput(f"refine.model_error is {self.model_error}: expected a relative error of 0 or more")
+
+    def _check_radial(self) -> None:
+        """Raise BadInput where a bandwidth and a spread of the cell are both asked for: one covariance on a still."""
+        told = "on one still it spreads spots as a bandwidth does, and nothing tells the two apart"
+        if "bandwidth" in self.beam and "cell_spread" in self.crystal:
+            raise BadInput(
+                f"refine.crystal=cell_spread and refine.beam=bandwidth are both free: {told}; expected one of them"
+            )
+        if {"bandwidth", "cell_spread"} <= set(self.terms):
+            raise BadInput(f"refine.terms holds cell_spread and bandwidth: {told}; expected one of them")
 
 
 def check_choice(key: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -5,24 +5,25 @@ lower it by more than ln(pixels) for each further parameter (Schwarz 1978), afte
 poorer one leaves: misfit counts as noise until something explains it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from dbex.refinement.demands import promised_by_geometry
+from dbex.refinement.demands import Promises, promises
 from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
 from dbex.refinement.settings import Settings
-from dbex.still import Floats
+from dbex.refinement.widths import ALIKE_ON_A_STILL, FIRST
+from dbex.still import Floats, Trial
 from nanobrag_torch.config import override
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.spread import GAUSS_VARIANCE, node_covariance
 from nanobrag_torch.units import RADIANS_PER_DEGREE
 
-#: A bandwidth to begin with.
-FIRST_BANDWIDTH = 1e-3
 #: A second component begins this many rms rotations away along the axis about which the crystal is broadest, with
 #: this logit of its share.
 FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
@@ -34,49 +35,102 @@ HOPE = 0.5
 LEAST_SIZE_SHARE = 0.1
 #: What flat faces stand in for: whichever of them was tried first, the better description stays.
 SQUARE_REPLACES = {"size", "size_tensor", "component"}
+#: Terms that are widths of the beam, the detector or the crystal: where they are freed, and their parameters.
+WIDTH_TERMS = {
+    "bandwidth": ("beam", ("bandwidth",)),
+    "cell_spread": ("crystal", ("cell_spread",)),
+    "divergence": ("beam", ("divergence_h", "divergence_v")),
+    "point_spread": ("detector", ("point_spread",)),
+}
+#: A width begins within this factor of its first value, wherever the score test puts it.
+WIDTH_RANGE = 5.0
 #: The simple group that each tensor replaces, and the field of the crystal that it starts from.
 REPLACES = {"mosaic_tensor": ("mosaicity", "mosaicity_deg"), "size_tensor": ("size", "domain_size_A")}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A term that was tried: its name, by how much -2 ln likelihood fell, its cost, and whether it was kept."""
-
-    name: str
-    gain: float
-    cost: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether it paid."""
-        return self.gain > self.cost
-
-
 def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Round, list[Trial]]:
     """The round with the terms that pay, on the boxes of `found`, and what was tried."""
-    trials: list[Trial] = []
-    elsewhere = promised_by_geometry(as_minimised(found)) / found.problem.noise(found.state) ** 2
-    for term in settings.terms:
-        starts = beginnings(found, term, settings)
-        if not starts:
+    trials: dict[str, Trial] = {}
+    beside: dict[str, Round] = {}
+    told = Told(found)
+    elsewhere = told.promises.geometry / told.noise_squared
+    # widths are asked again beside what was kept after them: their promises cost next to nothing
+    for term in (*settings.terms, *(term for term in settings.terms if term in WIDTH_TERMS)):
+        if beside.get(term) is found:
             continue
-        cost = (len(starts[0][0]) - len(found.objective.map)) * float(np.log(found.pixels))
-        hopes = [promised(found, in_outline(map) if term == "square" else map, x) for map, x in starts]
+        beside[term] = found
+        told = told if told.found is found else Told(found)
+        hopes = hopes_of(told, term, settings)
+        if not hopes:
+            continue
+        cost = (len(hopes[0][1]) - len(found.objective.map)) * float(np.log(found.pixels))
         # a term that promises less than what is held of the geometry would make up for it
-        dearest = max(cost, elsewhere)
-        trial, richer = Trial(term, max(hopes), dearest), found
-        # the most promising start first: the others lead to the same minimum or to none
-        for hope, (map, x) in sorted(zip(hopes, starts, strict=True), key=lambda pair: -pair[0]):
+        dearest = cost if term in WIDTH_TERMS else max(cost, elsewhere)
+        trial, richer = Trial(term, hopes[0][0], dearest), found
+        for hope, map, x in hopes:
             if hope < HOPE * dearest:
                 break
             richer = solved_with(found, map, x, settings, term, report)
-            trial = Trial(term, gain(found, richer), cost)
+            trial = Trial(term, hope, cost, gain(found, richer))
             if trial.kept:
                 break
-        trials.append(trial)
-        if richer is not found and trial.kept:
+        trials[term] = trial
+        if trial.kept:
             found = richer
-    return found, trials
+    return found, list(trials.values())
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the score test of a round tells, asked when it is wanted and once."""
+
+    found: Round
+
+    @cached_property
+    def promises(self) -> Promises:
+        """Of the geometry and of widths."""
+        return promises(as_minimised(self.found))
+
+    @property
+    def noise_squared(self) -> float:
+        """What is left of χ² a pixel."""
+        return self.found.problem.noise(self.found.state) ** 2
+
+
+Hope = tuple[float, Parametrisation, Floats]
+
+
+def hopes_of(told: Told, term: str, settings: Settings) -> list[Hope]:
+    """By how much -2 ln likelihood would fall with one more term, its parametrisation and where it begins; the most
+    promising beginning first, since the others lead to the same minimum or to none; none where it does not apply."""
+    found = told.found
+    if term in WIDTH_TERMS:
+        return list(hope_of_width(told, term, settings))
+    hopes = [
+        (promised(found, in_outline(map) if term == "square" else map, x), map, x)
+        for map, x in beginnings(found, term, settings)
+    ]
+    return sorted(hopes, key=lambda hope: -hope[0])
+
+
+def hope_of_width(told: Told, term: str, settings: Settings) -> Iterator[Hope]:
+    """The same of a width, by the score test, as if what is held of the geometry had moved: not in its stead."""
+    found, (kind, names) = told.found, WIDTH_TERMS[term]
+    map, x = found.objective.map, found.solution.x
+    groups = {kind: list(map.free_groups(kind)) for kind in ("crystal", "detector", "beam")}
+    free = {group for some in groups.values() for group in some}
+    rivals = ALIKE_ON_A_STILL if term in ALIKE_ON_A_STILL else (term,)
+    if free & set(rivals) or not {"size", "mosaicity"} <= set(settings.crystal):
+        return
+    # on a still a spread of the cell promises what a bandwidth does
+    asked = ["bandwidth"] if term in ALIKE_ON_A_STILL else names
+    promise = told.promises.of(asked)
+    groups[kind].append(term)
+    wider, start = widened(map, x, groups["crystal"], tuple(groups["beam"]), tuple(groups["detector"]))
+    for name, of in zip(names, asked, strict=True):
+        grown = promise.widths.get(of, 0.0) / FIRST[name]
+        start[wider.place(name)] = np.log(np.clip(grown, 1 / WIDTH_RANGE, WIDTH_RANGE))
+    yield promise.fall / told.noise_squared, wider, start
 
 
 def gain(found: Round, richer: Round) -> float:
@@ -120,11 +174,6 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
     """Parametrisations with one more term and where each begins; none where the term does not apply."""
     map, x = found.objective.map, found.solution.x
     crystal_groups = list(map.free_groups("crystal"))
-    if term == "bandwidth":
-        if "bandwidth" in map.free_groups("beam") or not {"size", "mosaicity"} <= set(settings.crystal):
-            return []
-        beam = replace(map.beam, bandwidth=max(float(map.beam.bandwidth), FIRST_BANDWIDTH))
-        return [widened(replace(map, beam=beam), x, crystal_groups, (*map.free_groups("beam"), "bandwidth"))]
     if term == "square":
         if not set(crystal_groups) & SQUARE_REPLACES or size_share(found) < LEAST_SIZE_SHARE:
             return []
@@ -174,16 +223,21 @@ def second_components(map: Parametrisation, x: Floats, groups: list[str]) -> lis
 
 
 def widened(
-    map: Parametrisation, x: Floats, crystal_groups: list[str], beam_groups: tuple[str, ...]
+    map: Parametrisation,
+    x: Floats,
+    crystal_groups: list[str],
+    beam_groups: tuple[str, ...],
+    detector_groups: tuple[str, ...] | None = None,
 ) -> tuple[Parametrisation, Floats]:
-    """The parametrisation with these groups free; what both have keeps its value."""
+    """The parametrisation with these groups free, of the detector those that are where none are named; what both have
+    keeps its value."""
     wider = parametrisation(
         map.crystal,
         map.detector,
         map.beam,
         cell_of(map),
         crystal_groups,
-        map.free_groups("detector"),
+        map.free_groups("detector") if detector_groups is None else detector_groups,
         beam_groups,
         map.ln_scale,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dbex.refinement.settings import CRYSTAL
+from dbex.refinement.settings import CRYSTAL_CHOICES
 from dbex.still import ParameterEstimate, Refined, SigmaZCheck
 
 #: How a person writes the units of the estimates.
@@ -21,7 +21,7 @@ HEADINGS = ("parameter", "before", "after", "esd", "unit", "moved by")
 def summary(refined: Refined, folder: Path | str) -> tuple[str, ...]:
     """Five lines: whether the fit is good; what moved of the crystal; of its cell; of detector and beam; what to do
     next, and where the results are."""
-    crystal = [group for group in CRYSTAL if group not in ("orientation", "cell")]
+    crystal = [group for group in CRYSTAL_CHOICES if group not in ("orientation", "cell")]
     moved = {name: moves(refined, [name]) for name in ("detector", "beam")}
     held = [name for name, text in moved.items() if not text]
     bench = [f"{name}: {text}" for name, text in moved.items() if text]

@@ -6,7 +6,6 @@ import torch
 
 from dbex.refinement.parameters import _GROUPS, SQUARE, parametrisation
 from dbex.refinement.settings import BEAM, CRYSTAL, DETECTOR
-from nanobrag_torch.config import override
 
 #: What moves in each stage: groups of the crystal, the detector and the beam.
 STAGES = {
@@ -14,6 +13,7 @@ STAGES = {
     "crystal and detector": (CRYSTAL, DETECTOR, ()),
     "crystal and beam": (CRYSTAL, (), BEAM),
     "detector and beam": ((), DETECTOR, BEAM),
+    "widths": (("orientation", "scale", "cell_spread"), ("point_spread",), ("divergence",)),
     "tensors": (("orientation", "cell", "scale", "mosaic_tensor", "size_tensor"), (), ()),
     "square blocks": (("orientation", "cell", "scale", "b_factor", "square", "mosaicity"), (), ()),
     "two components": (("orientation", "cell", "scale", "b_factor", "size", "mosaic_tensor", "component"), (), ()),
@@ -26,6 +26,7 @@ STEPS = {
     "scale": 0.01,
     "b_factor": 0.1,
     **dict.fromkeys(("size", "mosaicity", "mosaic_tensor", "size_tensor", "bandwidth", "square"), 0.01),
+    **dict.fromkeys(("divergence", "cell_spread", "point_spread"), 0.01),
     "distance": 2e-3,
     "shift": 5e-4,
     **dict.fromkeys(("tilt", "wavelength", "direction"), 2e-5),
@@ -47,7 +48,5 @@ def map_of(crystal, detector, beam, free_cell, stage, ln_scale=0.0):
 
     Of the many Gaussians of square blocks, which all follow one formula, these are some: lobe, fringes and tail.
     """
-    if "bandwidth" in STAGES[stage][2]:
-        beam = override(beam, {"bandwidth": 1e-3})
     map = parametrisation(crystal, detector, beam, free_cell, *STAGES[stage], ln_scale)
     return replace(map, second_width_deg=float(crystal.mosaicity_deg), square_peaks=SQUARE[::17])

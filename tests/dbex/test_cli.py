@@ -22,7 +22,7 @@ from dbex.cli import refine as command
 from dbex.cli.console import exit_status
 from dbex.cli.parameters import interpret, settings_of
 from dbex.errors import BadInput
-from dbex.refinement.settings import BEAM, CRYSTAL, DETECTOR, Settings
+from dbex.refinement.settings import BEAM, CRYSTAL_CHOICES, DETECTOR, Settings
 from dbex.still import Iteration
 from tests.dbex.refined_example import ROOT, example_refined, example_still, renamed
 from tests.tolerances import HELP_SECONDS
@@ -56,9 +56,17 @@ def test_names_are_joined_by_commas_and_none_holds_a_whole_group():
     assert settings("refine.crystal=orientation").crystal == ("orientation",)
 
 
-@pytest.mark.parametrize(("group", "names"), [("crystal", CRYSTAL), ("detector", DETECTOR), ("beam", BEAM)])
+@pytest.mark.parametrize(("group", "names"), [("crystal", CRYSTAL_CHOICES), ("detector", DETECTOR), ("beam", BEAM)])
 def test_every_group_that_can_move_can_be_asked_for(group, names):
     assert getattr(settings(f"refine.{group}={','.join(names)}"), group) == names
+
+
+def test_a_spread_of_the_cell_and_a_bandwidth_are_not_both_refined_on_a_still():
+    with pytest.raises(BadInput, match="cell_spread and refine.beam=bandwidth are both free: on one still"):
+        settings("refine.crystal=orientation,cell_spread", "refine.beam=bandwidth")
+    with pytest.raises(BadInput, match="refine.terms holds cell_spread and bandwidth: on one still"):
+        settings("refine.terms=cell_spread,bandwidth")
+    assert settings("refine.terms=cell_spread,divergence").terms == ("divergence", "cell_spread")
 
 
 def test_files_are_recognised_by_their_extensions_and_modified_parameters_are_echoed():

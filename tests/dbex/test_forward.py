@@ -12,8 +12,10 @@ from dbex.models import create_beam_config, create_crystal_config
 from dbex.physics.candidates import box_pixels, candidates
 from dbex.physics.forward import panel_configs, simulate_forward_torch
 from dbex.refinement.objective import Objective
+from dbex.refinement.parameters import names_of
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
+from dbex.refinement.widths import WIDTHS, begun
 from nanobrag_torch.config import override
 from nanobrag_torch.fused import BoxPixels
 from nanobrag_torch.profile import Pairs, Quadrature, ln_absolute_scale, profile
@@ -52,12 +54,21 @@ class TestDB_AT_027_ZeroStep:
     def test_db_at_027_the_refinements_model_at_zero_step_is_the_forward_model(self, loaded, inputs, stage):
         hkl = torch.as_tensor(np.asarray(loaded.F.indices()))
         F = torch.as_tensor(np.array(loaded.F.data()))
-        widths = {"bandwidth": 1e-3} if "bandwidth" in STAGES[stage][2] else {}
         still = (loaded.detector, loaded.beam, loaded.crystal, loaded.Expt)
-        image = simulate_forward_torch(inputs, *still, hkl, F, spot_scale_override=1.0, beam_overrides=widths)
+        free = [name for groups in STAGES[stage] for group in groups if group != "cell" for name in names_of(group)]
+        crystal, panels, beam = begun(
+            create_crystal_config(loaded.crystal, loaded.Expt),
+            panel_configs(*still[:2], None),
+            create_beam_config(loaded.beam),
+            free,
+        )
+        widths = {
+            "crystal_overrides": {"strain": crystal.strain},
+            "detector_overrides": {"point_spread_mm": panels[0].point_spread_mm},
+            "beam_overrides": {w.field: getattr(beam, w.field) for w in WIDTHS.values() if w.record == "beam"},
+        }
+        image = simulate_forward_torch(inputs, *still, hkl, F, spot_scale_override=1.0, **widths)
 
-        crystal = create_crystal_config(loaded.crystal, loaded.Expt)
-        beam, panels = override(create_beam_config(loaded.beam), widths), panel_configs(*still[:2], None)
         at = box_pixels(inputs, LIKE.device)
         near = candidates(at, panels, beam, crystal, hkl, LIKE)
         boxes, reaches = as_shoeboxes(at, near)
