@@ -257,6 +257,10 @@ class Verdict:
     advice: tuple[str, ...]
 
 
+#: What spreads wavelengths and what spreads the cell are one covariance on a still.
+SAME_ON_ONE_STILL = {"bandwidth": "cell_spread", "cell_spread": "bandwidth"}
+
+
 @dataclass(frozen=True)
 class Trial:
     """A term of the model that was asked for: by how much its beginning promised to lower -2 ln likelihood, its cost,
@@ -298,6 +302,11 @@ class Refined:
     seconds: dict[str, float]
     worst_direction: str
     terms: tuple[Trial, ...] = ()
+
+    def same_on_one_still(self) -> dict[str, str]:
+        """Estimates by name, each with the other name that its data could as well have."""
+        found = {estimate.name for estimate in self.estimates}
+        return {name: other for name, other in SAME_ON_ONE_STILL.items() if name in found}
 
     def down_weighted(self) -> Ints:
         """The boxes whose pixels lost weight to the robust rule (`ROBUST_RULE`), those that lost most first."""

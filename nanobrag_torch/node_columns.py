@@ -33,7 +33,8 @@ def cause_row(of: Causes) -> Tensor:
 def place_rows(panels: Panels) -> Tensor:
     """What nodes see of panels that can change, as rows of numbers (n panels, 11): fast, slow, normal, distance, point
     spread."""
-    return torch.cat([panels.fast, panels.slow, panels.normal, torch.stack([panels.distance, panels.point_spread], 1)], 1)
+    numbers = torch.stack([panels.distance, panels.point_spread], 1)
+    return torch.cat([panels.fast, panels.slow, panels.normal, numbers], 1)
 
 
 def part_nodes(

@@ -235,7 +235,7 @@ def written(
     from dbex.report.figures import write_picture
     from dbex.report.page import write_page
     from dbex.report.still_page import still_page
-    from dbex.report.summary import background, left_out, summary, table
+    from dbex.report.summary import background, left_out, summary, table, terms
 
     began, still = time.perf_counter(), refined.still
     name = re.sub(r"[^\w.-]+", "_", Path(still.name).name).strip("._") or "still"
@@ -244,6 +244,7 @@ def written(
     write_results(refined, folder)
     log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
     log.line(background(refined.background))
+    log.line(terms(refined))
     log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
     content["summary"] = summary(refined, parameters.output.directory)

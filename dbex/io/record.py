@@ -49,6 +49,7 @@ def record(refined: Refined, run: Run) -> dict[str, Any]:
         "estimates": [asdict(estimate) for estimate in refined.estimates],
         "covariance": refined.quoted_covariance(),
         "terms": [{**asdict(trial), "kept": trial.kept} for trial in refined.terms],
+        "same_on_one_still": refined.same_on_one_still(),
         "worst_direction": refined.worst_direction,
         "models": {
             "before": models(still),

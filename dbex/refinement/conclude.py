@@ -204,8 +204,6 @@ def reported_slopes(map: Parametrisation, x: Tensor, step: float = 1e-6) -> Floa
 def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:
     """The reported values of the models that were read."""
     point_spread = torch.as_tensor([float(panel.point_spread_mm) for panel in still.detector], dtype=torch.float64)
-    read = replace(
-        map, crystal=still.crystal, beam=still.beam, panels=replace(map.panels, point_spread=point_spread)
-    )
+    read = replace(map, crystal=still.crystal, beam=still.beam, panels=replace(map.panels, point_spread=point_spread))
     zero = torch.zeros(len(map), dtype=torch.float64)
     return read.values(zero)

@@ -133,6 +133,10 @@ class Asked:
     appears: Bools
     score: Score
 
+    def value(self, name: str) -> float:
+        """What a held parameter is asked from, in its reported unit."""
+        return self.solved.objective.map.value(name, self.solved.x)
+
 
 def asked_of(solved: Solved, groups: tuple[Sequence[str], Sequence[str]] = ASKED) -> Asked | None:
     """The held parameters of these groups of detector and beam asked; None where nothing is held or the equations are
@@ -148,7 +152,7 @@ def asked_of(solved: Solved, groups: tuple[Sequence[str], Sequence[str]] = ASKED
     matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])
     if not np.isfinite(matrix).all():
         return None
-    appears = np.array([p.name in WIDTHS and wider.value(p.name, x) <= 1.01 * BARELY[p.name] for p in held])
+    appears = np.array([p.name in WIDTHS and wider.value(p.name, x) < 2 * BARELY[p.name] for p in held])
     score = Score.of(matrix, normal.gradient, free, appears)
     return Asked(asked, held, matrix, normal.gradient, appears, score)
 
@@ -183,8 +187,9 @@ class Promises:
             scale = 1 / np.sqrt(np.diag(matrix))
             step = scale * np.linalg.solve(matrix * np.outer(scale, scale), gradient * scale)
             if (step > 0).all() and gradient @ step > best.fall:
-                names_of = [self.asked.held[i].name for i in chosen]
-                best = Promise(float(gradient @ step), dict(zip(names_of, map(grown, names_of, step), strict=True)))
+                found = {self.asked.held[i].name: by for i, by in zip(chosen, step.tolist(), strict=True)}
+                widths = {name: grown(self.asked.value(name), by) for name, by in found.items()}
+                best = Promise(float(gradient @ step), widths)
         return best
 
 
@@ -202,9 +207,9 @@ def promises(solved: Solved) -> Promises:
     return Promises(fall, asked, asked.score.given(chosen))
 
 
-def grown(name: str, step: float) -> float:
-    """A width that was next to nothing after this step of its logarithm, taken as one of its square."""
-    return BARELY[name] * float(np.sqrt(1 + 2 * max(step, 0.0)))
+def grown(width: float, step: float) -> float:
+    """A width after this step of its logarithm, taken as one of its square, as it is where it was next to nothing."""
+    return width * float(np.sqrt(1 + 2 * max(step, 0.0)))
 
 
 def unmet_demands(solved: Solved, inflation: float) -> list[Demand]:
@@ -245,7 +250,9 @@ def with_held(map: Parametrisation, groups: tuple[Sequence[str], Sequence[str]] 
         tuple(group for group in some if group not in map.free_groups(kind))
         for kind, some in zip(("detector", "beam"), groups, strict=True)
     )
-    held = parametrisation(map.crystal, map.detector, map.beam, cell_of(map), (), detector, beam, map.ln_scale).parameters
+    held = parametrisation(
+        map.crystal, map.detector, map.beam, cell_of(map), (), detector, beam, map.ln_scale
+    ).parameters
     _, panels, lamp = begun(map.crystal, map.detector, map.beam, [p.name for p in held], BARELY)
     point_spread = stack_panels(panels, map.panels.origin).point_spread
     return replace(
@@ -256,6 +263,6 @@ def with_held(map: Parametrisation, groups: tuple[Sequence[str], Sequence[str]] 
 def demand(parameter: Parameter, step: float, esds: float, appears: bool | np.bool_) -> Demand:
     """A step of a parameter's coordinate as it is told; `appears` where it is ln of a bandwidth that was not there."""
     if appears:
-        step = grown(parameter.name, step)
+        step = grown(BARELY[parameter.name], step)
     unit, factor = _UNITS[parameter.name.split("_")[0]]
     return Demand(parameter.name, parameter.group, float(step) * factor, unit, float(esds))

@@ -5,7 +5,6 @@ lower it by more than ln(pixels) for each further parameter (Schwarz 1978), afte
 poorer one leaves: misfit counts as noise until something explains it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,8 +16,7 @@ from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_width
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
 from dbex.refinement.settings import Settings
-from dbex.refinement.widths import ALIKE_ON_A_STILL, FIRST
-from dbex.still import Floats, Trial
+from dbex.still import SAME_ON_ONE_STILL, Floats, Trial
 from nanobrag_torch.config import override
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.spread import GAUSS_VARIANCE, node_covariance
@@ -42,7 +40,7 @@ WIDTH_TERMS = {
     "divergence": ("beam", ("divergence_h", "divergence_v")),
     "point_spread": ("detector", ("point_spread",)),
 }
-#: A width begins within this factor of its first value, wherever the score test puts it.
+#: A width that is freed begins within this factor of its first value, wherever the score test puts it.
 WIDTH_RANGE = 5.0
 #: The simple group that each tensor replaces, and the field of the crystal that it starts from.
 REPLACES = {"mosaic_tensor": ("mosaicity", "mosaicity_deg"), "size_tensor": ("size", "domain_size_A")}
@@ -50,6 +48,8 @@ REPLACES = {"mosaic_tensor": ("mosaicity", "mosaicity_deg"), "size_tensor": ("si
 
 def choose_terms(found: Round, settings: Settings, report: Progress) -> tuple[Round, list[Trial]]:
     """The round with the terms that pay, on the boxes of `found`, and what was tried."""
+    if not settings.terms:
+        return found, []
     trials: dict[str, Trial] = {}
     beside: dict[str, Round] = {}
     told = Told(found)
@@ -105,7 +105,7 @@ def hopes_of(told: Told, term: str, settings: Settings) -> list[Hope]:
     promising beginning first, since the others lead to the same minimum or to none; none where it does not apply."""
     found = told.found
     if term in WIDTH_TERMS:
-        return list(hope_of_width(told, term, settings))
+        return hope_of_width(told, term, settings)
     hopes = [
         (promised(found, in_outline(map) if term == "square" else map, x), map, x)
         for map, x in beginnings(found, term, settings)
@@ -113,24 +113,23 @@ def hopes_of(told: Told, term: str, settings: Settings) -> list[Hope]:
     return sorted(hopes, key=lambda hope: -hope[0])
 
 
-def hope_of_width(told: Told, term: str, settings: Settings) -> Iterator[Hope]:
+def hope_of_width(told: Told, term: str, settings: Settings) -> list[Hope]:
     """The same of a width, by the score test, as if what is held of the geometry had moved: not in its stead."""
     found, (kind, names) = told.found, WIDTH_TERMS[term]
     map, x = found.objective.map, found.solution.x
     groups = {kind: list(map.free_groups(kind)) for kind in ("crystal", "detector", "beam")}
     free = {group for some in groups.values() for group in some}
-    rivals = ALIKE_ON_A_STILL if term in ALIKE_ON_A_STILL else (term,)
-    if free & set(rivals) or not {"size", "mosaicity"} <= set(settings.crystal):
-        return
+    if free & {term, SAME_ON_ONE_STILL.get(term)} or not {"size", "mosaicity"} <= set(settings.crystal):
+        return []
     # on a still a spread of the cell promises what a bandwidth does
-    asked = ["bandwidth"] if term in ALIKE_ON_A_STILL else names
+    asked = ("bandwidth",) if term in SAME_ON_ONE_STILL else names
     promise = told.promises.of(asked)
     groups[kind].append(term)
     wider, start = widened(map, x, groups["crystal"], tuple(groups["beam"]), tuple(groups["detector"]))
     for name, of in zip(names, asked, strict=True):
-        grown = promise.widths.get(of, 0.0) / FIRST[name]
+        grown = promise.widths.get(of, 0.0) / wider.value(name, torch.zeros(len(wider), dtype=torch.float64))
         start[wider.place(name)] = np.log(np.clip(grown, 1 / WIDTH_RANGE, WIDTH_RANGE))
-    yield promise.fall / told.noise_squared, wider, start
+    return [(promise.fall / told.noise_squared, wider, start)]
 
 
 def gain(found: Round, richer: Round) -> float:

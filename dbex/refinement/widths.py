@@ -32,9 +32,6 @@ WIDTHS = {
 FIRST = {name: width.first for name, width in WIDTHS.items()}
 BARELY = {name: width.barely for name, width in WIDTHS.items()}
 
-#: Two names of one covariance on a still: what spreads wavelengths and what spreads the cell.
-ALIKE_ON_A_STILL = ("bandwidth", "cell_spread")
-
 Records = tuple[CrystalConfig, tuple[DetectorConfig, ...], BeamConfig]
 
 

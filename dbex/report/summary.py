@@ -127,6 +127,23 @@ def table(refined: Refined) -> str:
     )
 
 
+def terms(refined: Refined) -> str:
+    """The terms of the model that the data were asked about, and what of two names of one covariance is meant."""
+    parts = [
+        f"{trial.name.replace('_', ' ')} {'kept' if trial.kept else 'not kept'} "
+        + (
+            f"(promised {max(trial.promised, 0.0):.0f} of {trial.cost:.0f}, not tried)"
+            if trial.gain is None
+            else f"(gain {trial.gain:.0f}, cost {trial.cost:.0f})"
+        )
+        for trial in refined.terms
+    ]
+    text = f"terms, by how much -2 ln likelihood fell: {', '.join(parts)}" if parts else "no terms were tried"
+    for name, other in refined.same_on_one_still().items():
+        text += f"; {name} is what it is called, and on one still it could as well be {other}"
+    return text
+
+
 def left_out(counts: dict[str, int]) -> str:
     """What was not used and why, in a sentence."""
     kept = [f"{number} {reason}" for reason, number in counts.items() if number]

@@ -62,9 +62,9 @@ def test_every_group_that_can_move_can_be_asked_for(group, names):
 
 
 def test_a_spread_of_the_cell_and_a_bandwidth_are_not_both_refined_on_a_still():
-    with pytest.raises(BadInput, match="cell_spread and refine.beam=bandwidth are both free: on one still"):
+    with pytest.raises(BadInput, match=r"cell_spread and refine\.beam=bandwidth are both free: on one still"):
         settings("refine.crystal=orientation,cell_spread", "refine.beam=bandwidth")
-    with pytest.raises(BadInput, match="refine.terms holds cell_spread and bandwidth: on one still"):
+    with pytest.raises(BadInput, match=r"refine\.terms holds cell_spread and bandwidth: on one still"):
         settings("refine.terms=cell_spread,bandwidth")
     assert settings("refine.terms=cell_spread,divergence").terms == ("divergence", "cell_spread")
 

@@ -92,6 +92,18 @@ def test_divergence_is_the_second_moment_of_the_rays():
     assert relative(divergence_covariance(wide, LIKE), expected) < tolerances.SMALL_ANGLE_SQUARED
 
 
+def test_across_the_ewald_sphere_a_divergence_is_a_mosaicity_of_the_same_angle():
+    """The rays turn instead of the crystal: partialities cannot tell the two apart, only the shapes of spots can."""
+    mrad, wavelength = 0.7, 1.3
+    ray = beam(divergence_h_mrad=mrad, divergence_v_mrad=mrad, direction=vector(0.1, 0.05, -1), wavelength_A=wavelength)
+    s0 = unit(ray.direction)
+    blocks = crystal(mosaicity_deg=1e-3 * mrad / DEGREE)
+    for s1 in unit(vector(0.3, -0.2, -1, 0.05, 0.9, 0.2, -0.4, 0.1, 1.0).view(3, 3)):
+        q = (s1 - s0) / wavelength
+        widths = [s1 @ S @ s1 for S in (divergence_covariance(ray, LIKE), mosaic_covariance(blocks, q))]
+        assert abs(widths[0] / widths[1] - 1) < tolerances.ROUNDING
+
+
 def test_a_pixels_footprint_is_the_second_moment_of_its_area():
     """A 0.2 mm pixel, 100 mm away and oblique, and a layer 0.1 mm thick in variance."""
     turn = rotation_from_vector(vector(0.2, -0.3, 0.1))
