@@ -52,6 +52,9 @@ MEANING = {
     "mosaic_tensor": "mosaicity that differs with direction",
     "size_tensor": "block size that differs with direction",
     "component": "a second orientation",
+    "divergence": "directions of the beam",
+    "point_spread": "light that the detector spreads",
+    "cell_spread": "a spread of cell sizes",
 }
 
 
@@ -165,25 +168,18 @@ def scatter(part: dict[str, Any]) -> tuple[str, str, str]:
 
 def terms(content: dict[str, Any]) -> tuple[Table | Text, ...]:
     """The terms that were tried, and what came of it."""
-    figures, rows = content["figures"], []
-    tried = {step["stage"].removeprefix("trying ") for step in content["history"]}
+    asked, rows = {term["name"]: term for term in content["terms"]}, []
     for name in content["settings"]["terms"]:
-        gain, cost = figures.get(f"gain_{name}"), figures.get(f"cost_{name}")
-        if gain is None or cost is None:
-            rows.append((name, MEANING.get(name, ""), "–", "–", "does not apply to what was refined"))
-        elif name in tried:
-            rows.append(
-                (
-                    name,
-                    MEANING.get(name, ""),
-                    f"{gain:.1f}",
-                    f"{cost:.1f}",
-                    "kept: the data pay for it" if gain > cost else "tried and dropped: it does not pay",
-                )
-            )
+        meaning, term = MEANING.get(name, ""), asked.get(name)
+        if term is None:
+            rows.append((name, meaning, "–", "–", "does not apply to what was refined"))
+            continue
+        gain, cost = term["gain"], f"{term['cost']:.1f}"
+        if gain is None:
+            rows.append((name, meaning, f"{term['promised']:.1f}", cost, "not tried: it promised too little"))
         else:
-            rows.append((name, MEANING.get(name, ""), f"{gain:.1f}", f"{cost:.1f}",
-                         "not tried: it promised too little"))  # fmt: skip
+            outcome = "kept: the data pay for it" if term["kept"] else "tried and dropped: it does not pay"
+            rows.append((name, meaning, f"{gain:.1f}", cost, outcome))
     if not rows:
         return (Text(("No further term of the model was to be tried (refine.terms=none).",)),)
     return (
@@ -195,6 +191,10 @@ def terms(content: dict[str, Any]) -> tuple[Table | Text, ...]:
             "ln(pixels) for each further parameter, or what is held of the geometry promises: a term is kept where "
             "the gain exceeds it.",
             numeric=(2, 3),
+        ),
+        *(
+            Text((f"One still cannot tell {name} from {other}: what is found may be either.",))
+            for name, other in content["same_on_one_still"].items()
         ),
     )
 
