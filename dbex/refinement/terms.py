@@ -119,7 +119,8 @@ def hope_of_width(told: Told, term: str, settings: Settings) -> list[Hope]:
     map, x = found.objective.map, found.solution.x
     groups = {kind: list(map.free_groups(kind)) for kind in ("crystal", "detector", "beam")}
     free = {group for some in groups.values() for group in some}
-    if free & {term, SAME_ON_ONE_STILL.get(term)} or not {"size", "mosaicity"} <= set(settings.crystal):
+    imitated = {term, SAME_ON_ONE_STILL.get(term), "size_tensor" if term == "divergence" else None}
+    if free & imitated or not {"size", "mosaicity"} <= set(settings.crystal):
         return []
     # on a still a spread of the cell promises what a bandwidth does
     asked = ("bandwidth",) if term in SAME_ON_ONE_STILL else names
@@ -184,7 +185,8 @@ def beginnings(found: Round, term: str, settings: Settings) -> list[tuple[Parame
             return []
         return second_components(map, x, crystal_groups)
     simple, field = REPLACES[term]
-    if simple not in crystal_groups:
+    # one still cannot tell a divergence from a part of the tensor of sizes
+    if simple not in crystal_groups or (term == "size_tensor" and "divergence" in map.free_groups("beam")):
         return []
     models = map.models(torch.as_tensor(x))
     crystal = override(map.crystal, {field: float(getattr(models.crystal, field))})

@@ -104,6 +104,14 @@ def test_across_the_ewald_sphere_a_divergence_is_a_mosaicity_of_the_same_angle()
         assert abs(widths[0] / widths[1] - 1) < tolerances.ROUNDING
 
 
+def test_a_divergence_is_one_of_the_tensors_of_block_size():
+    """Neither depends on q: with the whole tensor free a still says nothing of the divergence."""
+    found = divergence_covariance(beam(divergence_h_mrad=0.4, divergence_v_mrad=0.9), LIKE)
+    turn = orientation(crystal(misset_deg=(1.0, 2.0, 3.0)), LIKE)
+    blocks = crystal(size_covariance=turn.T @ found @ turn, misset_deg=(1.0, 2.0, 3.0))
+    assert relative(size_covariance(blocks, LIKE), found) < tolerances.ROUNDING
+
+
 def test_a_pixels_footprint_is_the_second_moment_of_its_area():
     """A 0.2 mm pixel, 100 mm away and oblique, and a layer 0.1 mm thick in variance."""
     turn = rotation_from_vector(vector(0.2, -0.3, 0.1))

@@ -60,9 +60,12 @@ def test_widths_that_are_not_there_promise_too_little_to_be_tried(drawn):
 
 @pytest.fixture(scope="module")
 def freed(still):
-    """All of them drawn, and freed on request."""
+    """All of them drawn, and freed on request; with terms of which one still cannot tell them."""
     settings = Settings(
-        crystal=(*Settings().crystal, "cell_spread"), detector=("point_spread",), beam=("divergence",), terms=()
+        crystal=(*Settings().crystal, "cell_spread"),
+        detector=("point_spread",),
+        beam=("divergence",),
+        terms=("bandwidth", "size_tensor", "divergence", "point_spread"),
     )
     return refine_still(wide(still, DRAWN), settings)
 
@@ -72,6 +75,12 @@ def test_widths_that_are_freed_together_are_found_within_their_esds(freed):
     for name, value in DRAWN.items():
         assert abs(told(freed)[name].after - value) < TRUTH_ESDS * told(freed)[name].esd, name
     assert [told(freed)[name].unit for name in DRAWN] == ["mrad", "mrad", "px", ""]
+
+
+def test_what_one_still_cannot_tell_from_what_is_free_is_not_tried_beside_it(freed):
+    """A bandwidth from a spread of the cell, a tensor of block sizes from a divergence."""
+    assert freed.terms == ()
+    assert freed.same_on_one_still() == {"cell_spread": "bandwidth"}
 
 
 def test_a_still_hardly_tells_divergence_point_spread_and_size_apart_and_the_covariance_says_so(freed):
