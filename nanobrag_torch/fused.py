@@ -22,13 +22,12 @@ from torch import Tensor
 
 from nanobrag_torch.compiling import compiled
 from nanobrag_torch.config import BeamConfig
+from nanobrag_torch.node_slopes import SIX, TWICE, six
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, whitening
 from nanobrag_torch.tensors import as_tensor, unit
 
 Vec = tuple[Tensor, Tensor, Tensor]
-#: Pairs of axes in the order of the six numbers of a symmetric matrix.
-SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 #: Sums of a panel: along and about three axes.
 PANEL_SUMS = 6
 
@@ -127,8 +126,8 @@ def ray_sums(nodes: Tensor, weights: Tensor, of: Scene, root: Tensor, beam: bool
 
 @dataclass(frozen=True)
 class NodeColumns:
-    """Derivatives of nodes with respect to parameters x (last axis n): of q (m, 3, n), of the covariances
-    (layers, m, 3, 3, n) and of the ln amplitudes (m, n)."""
+    """Derivatives of nodes with respect to parameters x (last axis n): of q (m, 3, n), of the six numbers of the
+    covariances (layers, m, 6, n) and of the ln amplitudes (m, n)."""
 
     q: Tensor
     covariance: Tensor
@@ -137,13 +136,13 @@ class NodeColumns:
 
 def node_maps(at: Nodes, by_x: NodeColumns) -> Tensor:
     """The maps (layers, n nodes, 10, n) from the sums of I, I g and I g gᵀ to the derivatives of the profile."""
+    half = 0.5 * torch.tensor(TWICE, dtype=at.q.dtype, device=at.q.device)
     parts = []
     for covariance, dS in zip(at.covariance, by_x.covariance, strict=True):
         W, _ = whitening(covariance)
-        inverse = W.transpose(-1, -2) @ W
-        amplitude = by_x.ln_amplitude - 0.5 * (inverse[..., None] * dS).sum((-3, -2))
-        second = [dS[:, i, j] * (0.5 if i == j else 1.0) for i, j in SIX]
-        parts.append(torch.cat([amplitude[:, None], by_x.q, torch.stack(second, 1)], 1))
+        second = half[:, None] * dS
+        trace = six(W.transpose(-1, -2) @ W)[:, None] @ second
+        parts.append(torch.cat([by_x.ln_amplitude[:, None] - trace, by_x.q, second], 1))
     return torch.stack(parts)
 
 

@@ -27,16 +27,3 @@ def jacobian(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tup
         (columns,) = torch.autograd.grad(transposed, u, directions, is_grads_batched=True)
     parts = columns.T.split([result.numel() for result in results])
     return tuple(part.view(*result.shape, len(x)) for part, result in zip(parts, results, strict=True))
-
-
-def rowwise_jacobian(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Derivatives (n, r, m) of results (n, r) by rows (n, m), of which each row of the results follows from its own
-    alone: one batched reverse pass, whose r directions are the columns of all rows at once."""
-    with torch.enable_grad():
-        at = rows.clone().requires_grad_()
-        results = function(at)
-        directions = torch.eye(results.shape[1], dtype=rows.dtype, device=rows.device)[:, None].expand(
-            -1, len(rows), -1
-        )
-        (derivatives,) = torch.autograd.grad(results, at, directions, is_grads_batched=True)
-    return derivatives.transpose(0, 1)

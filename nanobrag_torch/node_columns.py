@@ -1,23 +1,21 @@
 """How nodes follow the parameters: by the few numbers that all nodes share, so that many parameters cost no more.
 
 The ten numbers of a node follow from its hkl, from the numbers of its component of the crystal and of the beam, and
-from those of its panel. Their derivatives by those are taken node by node, with one reverse pass for each of the ten;
-the derivatives of the shared numbers by the parameters are small.
+from those of its panel: node by node by the slopes of node_slopes.py. The derivatives of the shared numbers by the
+parameters are small.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from nanobrag_torch.fused import SIX, NodeColumns
-from nanobrag_torch.jacobian import rowwise_jacobian
+from nanobrag_torch.fused import NodeColumns
+from nanobrag_torch.node_slopes import SIX, node_slopes
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Causes, Nodes, Quadrature, nodes_from
 from nanobrag_torch.spread import Spread
 
-#: Places of the six numbers of a symmetric matrix in its nine.
-SYMMETRIC = (0, 1, 2, 1, 3, 4, 2, 4, 5)
+#: Where the six numbers of a symmetric matrix stand in its nine.
+OF_NINE = [3 * i + j for i, j in SIX]
 #: Numbers of a component's causes.
 CAUSES = 46
 
@@ -58,23 +56,44 @@ def node_columns(
     `by_x` are the derivatives of the components (c, CAUSES, n) and of place_rows (n panels, 11, n), None where they
     stay.
     """
+    of = _causes(components[component])
     mine = Panels(**{name: value[panel] for name, value in vars(panels).items()})
-    rows = torch.cat([components[component], place_rows(mine)], 1)
-
-    def numbers(rows: Tensor) -> Tensor:
-        at = nodes_from(_causes(rows), _moved(mine, rows[:, CAUSES:]), hkl, ..., rule)
-        six = torch.stack([at.covariance[:, :, i, j] for i, j in SIX], -1)
-        return torch.cat([at.q, at.ln_amplitude[:, None], six.transpose(0, 1).flatten(1)], 1)
-
-    slopes = rowwise_jacobian(numbers, rows)
     of_components, of_panels = by_x
-    each = torch.split(slopes[..., :CAUSES], torch.bincount(component, minlength=len(components)).tolist())
-    columns = torch.cat([part @ by for part, by in zip(each, of_components, strict=True)])
-    if of_panels is not None:
-        columns = columns + slopes[..., CAUSES:] @ of_panels[panel]
-    six = columns[:, 4:].unflatten(1, (-1, 6)).transpose(0, 1)
-    covariance = torch.stack([six[:, :, i] for i in SYMMETRIC], 2).unflatten(2, (3, 3))
-    return NodeColumns(columns[:, :3], covariance, columns[:, 3])
+    counts = torch.bincount(component, minlength=len(components)).tolist()
+    h = hkl + of.offset
+    q = (of.A * h[:, None]).sum(-1)
+    slopes = node_slopes(of, mine, q, rule)
+    parts = zip(of_components, *(torch.split(a, counts) for a in (h, of.A, of.b_factor, q)), strict=True)
+    of_crystal = [_crystal_columns(*part) for part in parts]
+    by_q, by_ln_amplitude = (torch.cat(columns) for columns in zip(*of_crystal, strict=True))
+    layers = []
+    for by_place, by_causes, by_panel in zip(slopes.q, slopes.causes, slopes.panel, strict=True):
+        each = zip(torch.split(by_causes, counts), of_components, strict=True)
+        columns = torch.cat([part @ _shared(by) + _added(by) for part, by in each]) + by_place @ by_q
+        if of_panels is not None:
+            columns = columns + by_panel @ (of_panels[0] if len(of_panels) == 1 else of_panels[panel])
+        layers.append(columns)
+    return NodeColumns(by_q, torch.stack(layers), by_ln_amplitude)
+
+
+def _crystal_columns(by: Tensor, h: Tensor, A: Tensor, b_factor: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of q (m, 3, n) and of the ln amplitudes (m, n) of the nodes of one component, whose causes have the
+    derivatives `by` (CAUSES, n)."""
+    n = by.shape[1]
+    of_basis = by[:9].view(3, 3, n).transpose(0, 1).reshape(3, 3 * n)
+    by_q = (h @ of_basis).view(-1, 3, n) + A @ by[39:42]
+    by_length = (q[:, None] @ by_q).squeeze(1)
+    return by_q, by[45] - b_factor[:, None] * by_length - 0.5 * (q**2).sum(-1, keepdim=True) * by[44]
+
+
+def _shared(by: Tensor) -> Tensor:
+    """Of derivatives of causes (CAUSES, n) those that `NodeSlopes.causes` are for (11, n)."""
+    return torch.cat([by[18:27][OF_NINE], by[42:44], by[36:39]])
+
+
+def _added(by: Tensor) -> Tensor:
+    """Of derivatives of causes (CAUSES, n) those of the six numbers that are added to S (6, n)."""
+    return by[9:18][OF_NINE] + by[27:36][OF_NINE]
 
 
 def _causes(rows: Tensor) -> Causes:
@@ -83,9 +102,3 @@ def _causes(rows: Tensor) -> Causes:
     radial, wavelength, b_factor, ln_scale = rows[:, 42:CAUSES].unbind(1)
     spread = Spread(size, rotations, divergence, radial)
     return Causes(A, spread, rows[:, 36:39], rows[:, 39:42], wavelength, b_factor, ln_scale)
-
-
-def _moved(panels: Panels, rows: Tensor) -> Panels:
-    """Panels, one for each node, as rows of numbers (n, 11) have them."""
-    places = {"fast": rows[:, :3], "slow": rows[:, 3:6], "normal": rows[:, 6:9]}
-    return replace(panels, **places, distance=rows[:, 9], point_spread=rows[:, 10])

@@ -268,7 +268,7 @@ def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | Ellipsis
     normal = panels.normal[panel]
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
     spread = of.spread.at(q)
-    edge = panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
+    edge = pixel_variance(panels, panel, quadrature)
     cosine = torch.abs(dot(s1, normal))
     covariance = torch.stack(
         [
@@ -286,6 +286,11 @@ def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | Ellipsis
         ]
     )
     return Nodes(q, covariance, of.ln_scale - of.b_factor * (q**2).sum(-1) / 2)
+
+
+def pixel_variance(panels: Panels, panel: Tensor | EllipsisType, quadrature: Quadrature) -> Tensor:
+    """Variance (n,), mm², along each edge of a pixel that its sub-pixels leave, and of the point spread."""
+    return panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.node_columns import NodeColumns
+from nanobrag_torch.node_slopes import TWICE, six
 from nanobrag_torch.profile import Nodes
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
@@ -37,12 +38,13 @@ def captured_slopes(
     turn = 2 * (along - dot(along, normal)[:, None] * normal) / length[:, None]
     by_variance = 0.5 * (epsilon**2 / variance - 1) / variance
     by_q = by_variance[:, None] * turn - (epsilon / variance)[:, None] * normal
-    outer = by_variance[:, None, None] * normal[:, :, None] * normal[:, None, :]
+    twice = torch.tensor(TWICE, dtype=at.q.dtype)
+    outer = by_variance[:, None] * twice * six(normal[:, :, None] * normal[:, None, :])
     slopes = (
         columns.ln_amplitude
         + (by_q[:, None] @ (columns.q + waves[0])).squeeze(1)
         + (epsilon / variance)[:, None] * waves[1]
-        + torch.einsum("nij,nijk->nk", outer, columns.covariance[0])
+        + (outer[:, None] @ columns.covariance[0]).squeeze(1)
     )
     total = _together(ln_amplitude, node)
     share = torch.exp(ln_amplitude - total[node])
