@@ -119,9 +119,8 @@ def ray_sums(nodes: Tensor, weights: Tensor, of: Scene, root: Tensor, beam: bool
     """The sums of the panel (6), shift and rotation, and with `beam` of the beam (10): ln λ, s0 and the two axes of the
     polarisation; of all nodes with `weights` (boxes, k), times `root`: (boxes, 6 or 16, pixels)."""
     tensors = (*of.tensors, nodes, weights, root)
-    # most boxes have one node, for which the passes are compiled
-    passes = (panel_pass, beam_pass) if weights.shape[1] == 1 else (panel_pass.function, beam_pass.function)
-    return torch.cat([run(*tensors, rule=of.rule) for run in passes[: 2 if beam else 1]], 1)
+    passes = (panel_pass, beam_pass)[: 2 if beam else 1]
+    return torch.cat([run(*tensors, rule=of.rule) for run in passes], 1)
 
 
 @dataclass(frozen=True)
@@ -364,10 +363,9 @@ def _ln_polarization_slope(sample: Sample, axis: Vec, share: Tensor) -> Tensor:
     return -2 * share * _dot(sample.s1, axis) / sample.polarization
 
 
-#: Sizes in the passes' arguments, by which they are compiled: boxes, pixels, nodes of a box. The sums of panel and
-#: beam are taken for one node of a box at a time: most have one.
+#: Sizes in the passes' arguments, by which they are compiled: boxes, pixels, nodes of a box.
 _SCENE = (("b", "p"), ("b", "p"), ("b", 18), (12,))
-_NODES, _NODE = (1, "b", "k", 10), (1, "b", 1, 10)
+_NODES, _WEIGHTS = (1, "b", "k", 10), ("b", "k")
 
 
 @compiled(*_SCENE, _NODES, rule=Quadrature())
@@ -406,24 +404,24 @@ def moment_pass(
     return torch.stack(layers, 1)
 
 
-@compiled(*_SCENE, _NODE, ("b", 1), ("b", "p"), rule=Quadrature())
+@compiled(*_SCENE, _NODES, _WEIGHTS, ("b", "p"), rule=Quadrature())
 def panel_pass(
     slow: Tensor,
     fast: Tensor,
     panel: Tensor,
     beam: Tensor,
-    node: Tensor,
-    weight: Tensor,
+    nodes: Tensor,
+    weights: Tensor,
     root: Tensor,
     *,
     rule: Quadrature,
 ) -> Tensor:
-    """The panel's sums (boxes, 6, pixels) over the nodes of each box, times weight and root."""
+    """The panel's sums (boxes, 6, pixels) over the nodes of each box, times weights and root."""
     lamp = light(beam)
     total: list[Tensor] = []
     for sample in samples(slow, fast, panel, beam, rule):
-        profile, g = _at_node(sample, node)
-        each = weight[..., None] * profile
+        profile, g = _at_node(sample, nodes)
+        each = weights[..., None] * profile
         intensity = each.sum(1, keepdim=True)
         pull = _summed(_times(each, g))
         s1, per_range, depth = sample.s1, sample.per_range, sample.depth
@@ -439,24 +437,24 @@ def panel_pass(
     return torch.cat([root[:, None] * term for term in total], 1)
 
 
-@compiled(*_SCENE, _NODE, ("b", 1), ("b", "p"), rule=Quadrature())
+@compiled(*_SCENE, _NODES, _WEIGHTS, ("b", "p"), rule=Quadrature())
 def beam_pass(
     slow: Tensor,
     fast: Tensor,
     panel: Tensor,
     beam: Tensor,
-    node: Tensor,
-    weight: Tensor,
+    nodes: Tensor,
+    weights: Tensor,
     root: Tensor,
     *,
     rule: Quadrature,
 ) -> Tensor:
-    """The beam's sums (boxes, 10, pixels) over the nodes of each box, times weight and root."""
+    """The beam's sums (boxes, 10, pixels) over the nodes of each box, times weights and root."""
     lamp = light(beam)
     total: list[Tensor] = []
     for sample in samples(slow, fast, panel, beam, rule):
-        profile, g = _at_node(sample, node)
-        each = weight[..., None] * profile
+        profile, g = _at_node(sample, nodes)
+        each = weights[..., None] * profile
         intensity = each.sum(1, keepdim=True)
         pull = _summed(_times(each, g))
         terms = [_dot(pull, sample.q), *_times(1 / lamp.wavelength, pull)]

@@ -239,7 +239,7 @@ def without_hot(still: Still, hot: tuple[Ints, Ints, Ints]) -> Still:
 
 def begun_fit(still: Still, settings: Settings) -> Round:
     """A still refined by itself, roughly, with the terms that its data pay for."""
-    return choose_terms(rough_fit(still, settings, quietly).final, settings, quietly)[0]
+    return choose_terms(rough_fit(still, settings, quietly, thin=True).final, settings, quietly)[0]
 
 
 def quietly(iteration: Iteration) -> None:

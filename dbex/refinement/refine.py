@@ -15,6 +15,7 @@ from dbex.refinement.rounds import (
     all_predicted,
     start,
     strong_stage,
+    thinned,
     with_widths,
 )
 from dbex.refinement.search import Search, search
@@ -66,11 +67,12 @@ def concluded(fitted: Fitted, settings: Settings, report: Reports) -> Refined:
 
 def fit_still(still: Still, settings: Settings, report: Progress) -> Fitted:
     """The rounds of `refine_still`, without what follows from them."""
-    return with_terms(rough_fit(still, settings, report), settings, report)
+    return with_terms(rough_fit(still, settings, report, thin=True), settings, report)
 
 
-def rough_fit(still: Still, settings: Settings, report: Progress) -> Fitted:
-    """Search, scale and widths, and the first rounds of all predicted reflections, with the simplest terms."""
+def rough_fit(still: Still, settings: Settings, report: Progress, thin: bool = False) -> Fitted:
+    """Search, scale and widths, and the first rounds of all predicted reflections, with the simplest terms; with `thin`
+    of as many as the choice of a model needs."""
     clock = [time.perf_counter()]
     map = start(still, settings)
     found = search(still, map, np.zeros(len(map))) if settings.start != "near" else None
@@ -79,7 +81,8 @@ def rough_fit(still: Still, settings: Settings, report: Progress) -> Fitted:
     clock.append(time.perf_counter())
     x, map = strong_stage(still, map, x, settings, report)
     clock.append(time.perf_counter())
-    simple = all_predicted(still, map, x, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
+    enough = thinned(still, map, x, settings) if thin else still
+    simple = all_predicted(enough, map, x, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
     clock.append(time.perf_counter())
     names = ("search", "strong_spots", "all_predicted")
     seconds = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}

@@ -36,6 +36,8 @@ CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 #: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
 #: relative error of F² by more than this in ln.
 SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 0.5, 0.2
+#: So many boxes are enough to choose a model by.
+ENOUGH_BOXES = 800
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
 FIRST_ROUNDS, MAX_ROUNDS = 2, 6
 #: The solvers by name: one interface.
@@ -46,13 +48,14 @@ MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 
 @dataclass(frozen=True)
 class Round:
-    """A solved round: the objective, the solution, the predictions that it was built on and the error of F² that it
-    took for granted."""
+    """A solved round: the objective, the solution, the predictions that it was built on, the error of F² that it took
+    for granted, and which amplitudes were kept out of it, None where none were."""
 
     objective: Objective
     solution: Solution
     predictions: Predictions
     model_error: ModelError
+    held_out: Bools | None = None
 
     @property
     def state(self) -> State:
@@ -192,7 +195,7 @@ def all_predicted(
     found = before
     for number in range(rounds):
         objective, chosen = predicted_objective(still, map, x, settings, model_error)
-        last = found is not None and same_boxes(found.objective, objective) > SAME_BOXES
+        last = found is not None and same_boxes(found.objective, objective, found.held_out) > SAME_BOXES
         solution = SOLVE[settings.solver](
             StillProblem(objective),
             x,
@@ -201,7 +204,7 @@ def all_predicted(
             printer(f"all predicted, round {number + 1}", objective, report),
         )
         moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
-        x, found = solution.x, Round(objective, solution, chosen, model_error)
+        x, found = solution.x, Round(objective, solution, chosen, model_error, still.held_out)
         previous = model_error
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)
@@ -267,14 +270,26 @@ def as_minimised(found: Round) -> Solved:
     return replace(solved_round(found), objective=found.objective, variance=found.state.variance)
 
 
-def same_boxes(found: Objective, objective: Objective) -> float:
-    """Fraction of boxes that two objectives share."""
+def same_boxes(found: Objective, objective: Objective, held_out: Bools | None = None) -> float:
+    """Fraction of boxes that two objectives of a still share, of those that were not kept out of the first."""
 
-    def names(of: Objective) -> set[tuple[int, ...]]:
-        return {tuple(h) for h in of.hkl[of.boxes.node[:, 0]].tolist()}
+    def reflections(of: Objective) -> Ints:
+        mine = of.boxes.reflections[of.boxes.node[:, 0].numpy()]
+        return mine if held_out is None else mine[~held_out[mine]]
 
-    before, now = names(found), names(objective)
-    return len(before & now) / max(len(before | now), 1)
+    before, now = reflections(found), reflections(objective)
+    return len(np.intersect1d(before, now)) / max(len(np.union1d(before, now)), 1)
+
+
+def thinned(still: Still, map: Parametrisation, x: Floats, settings: Settings) -> Still:
+    """The still with a part of its reflections kept out, at random but the same each time, where there are many more
+    than the choice of a model needs."""
+    shapes, d_min = [panel.shape for panel in still.detector], resolution_limit(still, settings)
+    count = len(predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_BOXES, shapes))
+    if count < 2 * ENOUGH_BOXES:
+        return still
+    out = np.random.default_rng(0).random(len(still.amplitudes.hkl)) > ENOUGH_BOXES / count
+    return replace(still, held_out=out if still.held_out is None else out | still.held_out)
 
 
 def printer(stage: str, objective: Objective, report: Progress) -> Callable[[Step, State], None]:
