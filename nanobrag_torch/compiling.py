@@ -5,8 +5,8 @@ torch.compile costs every process seconds of imports even when all is cached; a 
 folder, and made anew when torch, the processor or the sources change. It is kept unpacked: torch unpacks a package file
 into a new temporary folder in every process, which stays there when the process is killed or leaves by os._exit.
 
-Compiling takes minutes, so it is asked for: `make compile`, or `python -m nanobrag_torch.compiling`. Where no package
-was made, or with NANOBRAGG_DISABLE_COMPILE=1, the plain function is called.
+Compiling takes minutes, so it is asked for: `make compile`, `python -m nanobrag_torch.compiling`, or by the commands
+where many stills repay it. Where no package was made, or with NANOBRAGG_DISABLE_COMPILE=1, plain functions are called.
 """
 
 import hashlib
@@ -104,6 +104,11 @@ def disabled() -> bool:
     return os.environ.get("NANOBRAGG_DISABLE_COMPILE", "0") not in ("", "0")
 
 
+def disable() -> None:
+    """Plain functions from here on, in this process and those that it starts."""
+    os.environ["NANOBRAGG_DISABLE_COMPILE"] = "1"
+
+
 @cache
 def folder() -> Path:
     """The folder of the packages for these sources, this torch and this processor."""
@@ -146,13 +151,17 @@ def _package(of: Compiled, tensors: tuple[Tensor, ...], file: Path) -> str:
         return str(aoti_compile_and_package(program, package_path=str(file), inductor_configs=options))
 
 
-def build_all() -> None:
-    """Compile what this machine lacks; raises CompilationError."""
+def missing() -> list[Compiled]:
+    """What is not yet compiled for this machine."""
     from nanobrag_torch import fused
 
-    for value in vars(fused).values():
-        if isinstance(value, Compiled) and not value.package.exists():
-            value.build()
+    return [value for value in vars(fused).values() if isinstance(value, Compiled) and not value.package.exists()]
+
+
+def build_all() -> None:
+    """Compile what this machine lacks; raises CompilationError."""
+    for function in missing():
+        function.build()
 
 
 if __name__ == "__main__":

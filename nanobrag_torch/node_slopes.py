@@ -110,7 +110,7 @@ def _layer(foot: _Foot, panels: Panels, edge: Tensor, layer: Layer) -> tuple[Ten
     squares = 0.5 * _twice(foot.w, foot.w)
     variances = torch.stack([edge, edge, depth], 1)[..., None]
     by_ln_scale = 2 * (variances * squares).sum(1)
-    by_cosine = (by_ln_scale / foot.cosine[:, None] + (depth_slope * torch.sign(foot.cosine))[:, None] * squares[:, 2])
+    by_cosine = by_ln_scale / foot.cosine[:, None] + (depth_slope * torch.sign(foot.cosine))[:, None] * squares[:, 2]
     weighed = variances * foot.w
     # w_a follows s1 by -(a_k s1 + (a.s1) e_k)/(λ R), and a by (1 - s1 s1ᵀ)/(λ R)
     together = foot.scale[:, None, None] * (foot.axes.transpose(1, 2) @ weighed)

@@ -77,7 +77,7 @@ LAYERS = {
         *("dbex.batch", "dbex.joint", "dbex.observations", "dbex.measured_noise", "dbex.memory"),
         *("dbex.tracing", "dbex.conformance"),
         # Threads are the command's to set, and no maths.
-        *("libtbx", "numpy", "tqdm", "torch.set_num_threads"),
+        *("libtbx", "numpy", "tqdm", "torch.set_num_threads", "nanobrag_torch.compiling"),
     ),
 }
 
@@ -94,6 +94,7 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",
     ("nanobrag_torch.node_columns", "node_columns", ".tolist"): "how many nodes each component has",
+    ("nanobrag_torch.node_slopes", "_depth_variance", ".detach"): "a value, beside its slope that autograd gave",
     (
         "nanobrag_torch.recompute",
         "_Anew.backward",

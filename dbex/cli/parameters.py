@@ -41,6 +41,10 @@ trusted_max = None
 d_min = None
   .type = numeric(above=0)
   .help = "Leave out reflections of a finer resolution, in Å. None goes a little beyond the indexed spots."
+compile = *auto yes no
+  .type = choice
+  .help = "Whether the passes over pixels run compiled: yes compiles them first where this machine has not yet (once,"
+          "minutes), auto does so when there are so many stills that it repays itself, no runs them plain."
 threads = 1
   .type = whole(minimum=1)
   .help = "Threads of one refinement. On a busy machine more than one is slower, not faster."

@@ -162,6 +162,7 @@ def refine_into(staging: Path, parameters: Any, run: "Run", log: Log) -> tuple[t
 def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterator[Outcome]:
     """Read and refine one image after the other; a still that cannot be used is told in a sentence, the next ones go
     on."""
+    from dbex.cli.passes import prepare
     from dbex.data_load import read_stills
 
     stills = read_stills(
@@ -176,6 +177,7 @@ def outcomes_of(staging: Path, parameters: Any, run: "Run", log: Log) -> Iterato
         trusted_max=parameters.trusted_max,
         noise=parameters.noise,
     )
+    prepare(parameters.compile, len(stills), log)
     for indices in stills.images():
         outcomes = outcomes_on_image(indices, stills, staging, parameters, run, log)
         give_back_memory()

@@ -140,6 +140,7 @@ def refuse_degenerate(refine: Any) -> None:
 
 def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
     """Refine all stills and write the results into `staging`; gives how many stills were left out."""
+    from dbex.cli.passes import prepare
     from dbex.data_load import StillFiles
     from dbex.io.record import write_record
     from dbex.joint.shared import Sharing
@@ -162,6 +163,7 @@ def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
     refine = parameters.refine
     sharing = Sharing(tuple(refine.detector), tuple(refine.beam), refine.cell == "shared")
     stills = files.stills()
+    prepare(parameters.compile, len(stills), log)
     detector, beam = stills.bench(0)
     spool = staging / "spool"
     spool.mkdir()

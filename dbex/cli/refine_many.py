@@ -98,9 +98,12 @@ def finished(folder: Path, ledger: "Ledger", parameters: Any, asked: "Asked", mo
     """Do what is left of a run and write its results; gives the exit status."""
     from dbex.batch.compose import compose
     from dbex.batch.sweep import sweep
+    from dbex.cli.passes import prepare
 
     try:
-        if ledger.pace().left:
+        if left := ledger.pace().left:
+            if parameters.executor == "process":
+                prepare(parameters.compile, left, log)
             with engine_of(parameters, folder) as engine, closing(PaceDisplay(log)) as display:
                 sweep(folder, ledger, engine, asked, display)
         compose(folder, ledger)

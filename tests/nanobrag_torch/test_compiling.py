@@ -50,8 +50,8 @@ def boxes(seed, count, n_boxes=5, pixels=30):
 
 
 def arguments(of, seed):
-    """What a pass takes, with one node a box where it takes no more."""
-    scene, weights, root = boxes(seed, count=1 if of in PASSES[2:] else 1 + seed % 3)
+    """What a pass takes, of boxes with one to three nodes."""
+    scene, weights, root = boxes(seed, count=1 + seed % 3)
     return {fused.profile_pass: scene, fused.moment_pass: (*scene, root)}.get(of, (*scene, weights, root))
 
 

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.node_columns import CAUSES, node_columns, part_nodes, place_rows
+from nanobrag_torch.node_columns import CAUSES, cause_row, node_columns, part_nodes, place_rows
 from nanobrag_torch.node_slopes import six
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Quadrature, causes
-from nanobrag_torch.node_columns import cause_row
 from tests import tolerances
 from tests.nanobrag_torch.bragg_scene import HKL, LIKE, bragg
 from tests.nanobrag_torch.scene import vector
 
 SENSOR = {"sensor_thickness_mm": 0.3, "sensor_mu_per_mm": 2.0, "pixel_size_mm": 0.1, "point_spread_mm": 0.02}
 BEAM = {"bandwidth": 1e-3, "divergence_h_mrad": 0.4, "divergence_v_mrad": 0.1}
-STILL = bragg(0.05, {"N_cells": vector(2.0, 3.0, 4.0), "mosaicity_deg": 0.3, "strain": 1e-3, "b_factor_A2": 2.0}, SENSOR, BEAM)
+STILL = bragg(
+    0.05, {"N_cells": vector(2.0, 3.0, 4.0), "mosaicity_deg": 0.3, "strain": 1e-3, "b_factor_A2": 2.0}, SENSOR, BEAM
+)
 #: A second panel whose normal points to the crystal, turned about the beam.
 BEHIND = replace(STILL.detector[0], slow_axis=-1 * STILL.detector[0].slow_axis, distance_mm=-60.0, origin_slow_mm=-7.0)
 PANELS = stack_panels([STILL.detector[0], BEHIND], LIKE)
