@@ -135,7 +135,7 @@ class NodeColumns:
 
 def node_maps(at: Nodes, by_x: NodeColumns) -> Tensor:
     """The maps (layers, n nodes, 10, n) from the sums of I, I g and I g gᵀ to the derivatives of the profile."""
-    half = 0.5 * torch.tensor(TWICE, dtype=at.q.dtype, device=at.q.device)
+    half = 0.5 * as_tensor(TWICE, at.q)
     parts = []
     for covariance, dS in zip(at.covariance, by_x.covariance, strict=True):
         W, _ = whitening(covariance)

@@ -16,7 +16,7 @@ from torch import Tensor
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Causes, Layer, Quadrature, layer_depth, pixel_variance, sensor_layers
 from nanobrag_torch.rotation import cross_matrix
-from nanobrag_torch.tensors import dot
+from nanobrag_torch.tensors import as_tensor, dot
 
 #: Pairs of axes in the order of the six numbers of a symmetric matrix, and how often each stands in the nine.
 SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -91,7 +91,7 @@ def _spread(of: Causes, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a row for what they are by."""
     lever = cross_matrix(q)
     arms = lever.transpose(1, 2)
-    share = torch.tensor([0.5 * n for n in TWICE], dtype=q.dtype, device=q.device)
+    share = 0.5 * as_tensor(TWICE, q)
     by_rotations = _twice(arms[:, ROWS], arms[:, COLUMNS]) * share[:, None]
     turned = of.spread.rotations @ lever.transpose(1, 2)
     unit_levers = cross_matrix(torch.eye(3, dtype=q.dtype, device=q.device))

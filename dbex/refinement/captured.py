@@ -38,8 +38,7 @@ def captured_slopes(
     turn = 2 * (along - dot(along, normal)[:, None] * normal) / length[:, None]
     by_variance = 0.5 * (epsilon**2 / variance - 1) / variance
     by_q = by_variance[:, None] * turn - (epsilon / variance)[:, None] * normal
-    twice = torch.tensor(TWICE, dtype=at.q.dtype)
-    outer = by_variance[:, None] * twice * six(normal[:, :, None] * normal[:, None, :])
+    outer = by_variance[:, None] * as_tensor(TWICE, at.q) * six(normal[:, :, None] * normal[:, None, :])
     slopes = (
         columns.ln_amplitude
         + (by_q[:, None] @ (columns.q + waves[0])).squeeze(1)
