@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from dbex.background import background_image, fit_planes, plane_basis
 from dbex.errors import BadInput
 from dbex.io import masks, reflections
-from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments
+from dbex.io.experiments import check_experiment, lookup_of_noise, read_experiments, with_crystal
 from dbex.io.images import RawImage, check_panels, image_path, in_photons, read_image, within_trusted_range
 from dbex.io.measured import read_noise
 from dbex.io.structure_factors import check_crystal, read_amplitudes
-from dbex.models import carries_widths, create_beam_config, create_crystal_config, create_detector_config
+from dbex.models import (
+    carries_widths,
+    create_beam_config,
+    create_crystal_config,
+    create_detector_config,
+    panel_groups,
+)
 from dbex.physics.noise import counts_photons, noise_model
 from dbex.rois import Boxes, box_pixels, padded_boxes
 from dbex.spot_widths import widths_from_spots
@@ -136,10 +142,12 @@ class Stills:
                 found.append(error.with_traceback(None))  # which would keep the image
         return found
 
-    def read(self, index: int, shared: "_SharedImage | None" = None) -> Still:
-        """One still, its image `shared` with other lattices. Raises BadInput."""
+    def read(self, index: int, shared: "_SharedImage | None" = None, crystal: Any = None) -> Still:
+        """One still, its image `shared` with other lattices, its crystal another of dxtbx's if one is given. Raises
+        BadInput."""
         shared = shared or _SharedImage()
         experiment, name = self.experiments[index], self.name(index)
+        experiment = experiment if crystal is None else with_crystal(experiment, crystal)
         detector, beam = experiment.detector, experiment.beam
         self.check(index)
         observed, left_out = self.observed(index)
@@ -173,6 +181,10 @@ class Stills:
         experiment = self.experiments[index]
         panels = tuple(create_detector_config(panel, experiment.beam) for panel in experiment.detector)
         return panels, create_beam_config(experiment.beam)
+
+    def panel_groups(self, index: int, level: int) -> list[tuple[str, tuple[int, ...]]]:
+        """The groups of panels at a level of the hierarchy of a still's detector, by name."""
+        return panel_groups(self.experiments[index].detector, level)
 
     def name(self, index: int) -> str:
         """The image's name without its ending; with its number where one file holds several, and that of the lattice

@@ -5,6 +5,7 @@ Everything stays in dxtbx's laboratory frame; docs/physics.md, section 1, has th
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "create_detector_config",
     "domain_size_A",
     "free_cell_parameters",
+    "panel_groups",
     "to_dxtbx_beam",
     "to_dxtbx_crystal",
     "to_dxtbx_detector",
@@ -227,3 +229,20 @@ def to_dxtbx_beam(config: BeamConfig, beam: Any) -> Any:
 def _numbers(value: tuple[float, ...] | Tensor) -> NDArray[np.float64]:
     numbers: NDArray[np.float64] = as_tensor(value, _LIKE).detach().cpu().numpy()
     return numbers
+
+
+def panel_groups(detector: Any, level: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The nodes of a dxtbx detector's hierarchy at a level below its root by name, each with its panels; a panel that
+    ends its branch higher up is one by itself."""
+
+    def panels_below(node: Any) -> list[int]:
+        return [node.index()] if node.is_panel() else [index for child in node for index in panels_below(child)]
+
+    def nodes(node: Any, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if node.is_panel() or depth == level:
+            yield node.get_name(), tuple(panels_below(node))
+        else:
+            for child in node:
+                yield from nodes(child, depth + 1)
+
+    return [(name, panels) for name, panels in nodes(detector.hierarchy(), 0) if panels]

@@ -70,7 +70,7 @@ LAYERS = {
     # Many stills: each in another process, which has threads of its own to set.
     "dbex.batch": (
         *("dbex.refinement", "dbex.data_load", "dbex.io", "dbex.memory", "dbex.errors", "dbex.still"),
-        *("torch.set_num_threads", "pebble", "parsl"),
+        *("nanobrag_torch.config", "torch.set_num_threads", "pebble", "parsl", "mpi4py"),
     ),
     "dbex.cli": (
         *("dbex.report", "dbex.refinement", "dbex.data_load", "dbex.io", "dbex.errors", "dbex.still"),

@@ -207,8 +207,16 @@ WORKER_MEMORY_MB = 1000.0
 DENSE_ESDS = 1e-8
 #: Five shared numbers of one fixed seed against their esds.
 JOINT_ESDS = 3.5
-#: What the process that sums holds of a still between visits: a few matrices of ten by ten doubles.
-HELD_BYTES = 16_000
+#: What the process that sums holds of a still between visits: some numbers and its name.
+HELD_BYTES = 2_000
+#: Slope of ln photons along a direction that leaves every pixel as it is: rounding of slopes of about ten.
+SCALED_TOGETHER = 1e-9
+#: Rigid motions there and back: rounding of lengths of some 100 mm, and of rotations taken apart.
+MOTION_MM = 1e-9
+#: Derivatives of pixels by motions of panels against central differences, relative to the largest: measured 2e-6.
+UNIT_SLOPE_RELATIVE = 1e-4
+#: The mean rotation of a detector that was turned by a milliradian or two: linear, so to a part of its square.
+MEAN_ROTATION_RELATIVE = 5e-3
 #: The sum of 400 means over that of the true values: four standard errors of sums with 5 % of noise a mean.
 MERGED_BIAS = 0.01
 

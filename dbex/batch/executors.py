@@ -1,7 +1,7 @@
-"""Engines that do tasks in other processes: this machine's, or a cluster's through Parsl.
+"""Engines that do tasks in other processes: this machine's, a cluster's through Parsl, or the ranks of an MPI job.
 
 An engine gives a Future for every task and says which exceptions of a Future mean that a worker was lost, not that the
-task is at fault. Neither distributes work by its own means: Pebble and Parsl do.
+task is at fault. None distributes work by its own means: Pebble, Parsl and mpi4py do.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from dbex.errors import BadInput
 
 #: A worker is replaced after so many stills, whatever it may have kept of them.
 STILLS_PER_WORKER = 200
-#: Tasks handed to Parsl for each worker that it may have: one at work and one that waits beside it.
+#: Tasks handed out for each worker that may be far away: one at work and one that waits beside it.
 AHEAD_PER_WORKER = 2
 #: Workers of a block whose configuration leaves their number to the node.
 WORKERS_OF_A_NODE = 64
@@ -101,6 +101,28 @@ def parsl_workers(configuration: str | Path, run_directory: Path) -> Iterator[En
             return future
 
         yield Engine(submit, AHEAD_PER_WORKER * workers_of(config), (ManagerLost, WorkerLost))
+
+
+@contextmanager
+def mpi_ranks() -> Iterator[Engine | None]:
+    """The ranks of the MPI job that this process is part of: an engine for the first, whose workers are the others;
+    None for these, once the first has left. Raises BadInput.
+
+    A rank that dies takes the job with it, as MPI has it: no loss is seen, the run goes on when it is started again.
+    """
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except ImportError as error:
+        raise BadInput("executor=mpi needs mpi4py, which is not installed: pip install 'dbex[mpi]'") from error
+    ranks = MPI.COMM_WORLD.Get_size()
+    if ranks < 2:
+        raise BadInput(
+            "executor=mpi finds one rank: expected a start by mpiexec or srun with one rank more than workers, such as "
+            "mpiexec -n 9 dbex.refine_many ... executor=mpi"
+        )
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as pool:
+        yield None if pool is None else Engine(pool.submit, AHEAD_PER_WORKER * (ranks - 1), ())
 
 
 def configuration_of(file: str | Path, parsl: Any) -> Any:

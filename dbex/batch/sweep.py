@@ -25,6 +25,8 @@ from dbex.io.spool import told_of
 from dbex.refinement.settings import Settings
 
 LOCK = "lock"
+#: The files that all stills share.
+FILES = ("structure_factors", "mask", "sigma_map", "noise")
 #: How long to wait for a result before the pace is told again, s.
 PATIENCE_S = 1.0
 
@@ -41,7 +43,7 @@ class Asked:
     def identity(self) -> dict[str, Any]:
         """All that a result depends on beside the still itself, files by the hash of their bytes."""
         shared = asdict(self.shared)
-        for name in ("structure_factors", "mask", "sigma_map", "noise"):
+        for name in FILES:
             shared[name] = sha256(shared[name]) if shared[name] else None
         return {**shared, **asdict(self.settings), "version of dbex": versions()["dbex"]}
 
@@ -96,6 +98,7 @@ def begin(folder: Path, ledger: Ledger, pairs: list[Pair], asked: Asked) -> None
             "or another output.directory to begin anew"
         )
     ledger.remember("asked", plain)
+    ledger.remember("shared", asdict(asked.shared))
     ledger.enlist(tasks_of(pairs))
     ledger.remember("began", time.time())
     ledger.remember("owner", f"process {os.getpid()} on {platform.node()}")

@@ -103,14 +103,15 @@ output {
 }
 """
 
-#: What dbex.refine_many asks beside.
-MANY_PHIL = """
+#: Who does the work of many stills.
+ENGINE_PHIL = """
 nproc = 0
   .type = whole(minimum=0)
   .help = "Processes of this machine; 0 takes as many as it has cores."
-executor = *process parsl
+executor = *process parsl mpi
   .type = choice
-  .help = "Who does the work: processes of this machine, or a cluster through Parsl."
+  .help = "Who does the work: processes of this machine, a cluster through Parsl, or the ranks of an MPI job, which"
+          "mpiexec or srun starts: mpiexec -n 9 dbex.refine_many ... executor=mpi"
 parsl_config = None
   .type = path
   .help = "For executor=parsl: a Python file that defines config, a parsl.Config; or slurm, pbs, lsf,"
@@ -120,15 +121,29 @@ parsl_config = None
 #: What dbex.refine_joint has besides, or otherwise.
 JOINT_PHIL = """
 nproc = 1
-  .type = whole(minimum=1)
-  .help = "Processes that visit stills side by side."
+  .type = whole(minimum=0)
+  .help = "Processes that visit stills side by side; 0 takes as many as the machine has cores."
 refine {
   detector = *distance *shift *tilt
     .type = choice(multi=True)
-    .help = "Parameters of the detector as a whole that all stills share: distance, shift, tilt; or none."
-  beam = wavelength direction
+    .help = "Parameters of the detector that all stills share: distance, shift, tilt; or none."
+  detector_unit = *detector group panel
+    .type = choice
+    .help = "What moves by itself: the detector as a whole, or after it each group of panels or each panel, along its"
+            "own axes and about its own middle; tilt is three rotations then."
+  detector_level = 1
+    .type = whole(minimum=1)
+    .help = "For refine.detector_unit=group: the level of the detector's hierarchy, 1 for what stands right below the"
+            "root."
+  unit_shift = 0.5
+    .type = numeric(above=0)
+    .help = "How far a group or panel may be from where the detector as a whole has it: standard deviation, mm."
+  unit_tilt = 10
+    .type = numeric(above=0)
+    .help = "And how far it may be turned, mrad."
+  beam = wavelength direction bandwidth
     .type = choice(multi=True)
-    .help = "Parameters of the beam that all stills share: wavelength (one factor), direction; or none."
+    .help = "Parameters of the beam that all stills share: wavelength (one factor), direction, bandwidth; or none."
   shot_beam = wavelength direction bandwidth divergence
     .type = choice(multi=True)
     .help = "Parameters of the beam that move from shot to shot: wavelength, direction, bandwidth, divergence; or none."
@@ -146,9 +161,13 @@ refine {
 output {
   directory = joint
     .type = path
-    .help = "Where the results go. An earlier result there is replaced once the new one is complete."
+    .help = "Where the results go. An earlier result there is replaced once the new one is complete. For a sweep it is"
+            "joint in the sweep's folder, where nothing else is said."
 }
 """
+
+#: What only many stills tell.
+JOINT_ONLY = ("detector_unit", "structure_factors")
 
 FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
 
@@ -228,7 +247,7 @@ def refine_scope(more: str = "") -> Any:
 
 def joint_scope() -> Any:
     """The phil scope of dbex.refine_joint with its defaults."""
-    scope = refine_scope()
+    scope = refine_scope(ENGINE_PHIL)
     registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
     scope.adopt_scope(libtbx.phil.parse(JOINT_PHIL, converter_registry=registry))
     return scope
@@ -286,6 +305,8 @@ def split_argument(argument: str, definitions: dict[str, Any]) -> tuple[str, str
 def resolve_key(key: str, definitions: dict[str, Any]) -> str:
     """The full path of a key, which may leave out leading scopes; an unknown one raises BadInput with the nearest."""
     matches = [path for path in definitions if path == key or path.endswith(f".{key}")]
+    if not matches and key.rpartition(".")[2] in JOINT_ONLY:
+        raise BadInput(f"parameter {key} is one of dbex.refine_joint: one still does not tell it; leave it out")
     if key in matches or len(matches) == 1:
         return key if key in matches else matches[0]
     if matches:

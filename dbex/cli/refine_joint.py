@@ -3,48 +3,55 @@
 What takes time to import is imported where it is used, so that help and complaints come at once.
 """
 
-import multiprocessing
+import fcntl
+import json
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, started
-from dbex.cli.parameters import interpret, joint_scope, settings_of
+from dbex.cli.engines import engine_of, led
+from dbex.cli.joint_results import Ending, lines_of, write_joint
+from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of
 from dbex.cli.refine import run_of
 from dbex.errors import BadInput
 from dbex.io.atomic import staged
-from dbex.memory import give_back_memory, keep_memory
+from dbex.memory import keep_memory
 
 if TYPE_CHECKING:
-    from dbex.joint.shared import Common
-    from dbex.joint.solve import Joint, Visits
-    from dbex.joint.visits import Visitor
-    from dbex.observations import Observations
+    from dbex.batch.executors import Engine
+    from dbex.data_load import Stills
+    from dbex.joint.shared import Units
+    from dbex.joint.solve import Visits
     from dbex.refinement.settings import Settings
-    from dbex.still import Floats
+    from dbex.still import Still
 
 COMMAND = "dbex.refine_joint"
 HELP = """\
 usage: dbex.refine_joint stills.expt stills.refl structure.mtz mask=mask.pkl [key=value ...] [parameters.phil]
+       dbex.refine_joint run [key=value ...]
 
 Refines all stills of an experiment list jointly against their raw pixels: the detector, and on request wavelength and
-cell, are the same for all; orientation, scale and widths are each still's own.
+cell, are the same for all; orientation, scale and widths are each still's own. Given the folder of a sweep of
+dbex.refine_many it takes the stills that were refined there, from the crystals found and with the files named there.
 
   dbex.refine_joint stills.expt stills.refl structure.mtz mask=mask.pkl refine.detector=distance,shift,tilt nproc=2
+  dbex.refine_joint run refine.detector_unit=panel nproc=16
+
+A run that was cut short goes on from the stills that it had begun when the same command is given again.
 
 options:
   -c, --show-config        show all parameters with their defaults and what they mean
   -h, --help               show this
   --version                show the version
 
-Results, in output.directory (joint by default), which appears only once all is complete:
+Results, in output.directory (joint by default, run/joint for a sweep), which appears only once all is complete:
   joint.expt, joint.refl        every still and its reflections, updated, for DIALS
   detector.expt                 beam and detector, for dials.import reference_geometry=detector.expt
   joint.json                    what is shared with esds and covariance, a table of the stills, figures of merging
@@ -55,45 +62,12 @@ exit status: 0 when all stills took part, 1 when some were left out (joint.json 
 """
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A still of the joint solution: what the table tells of it, its cell and its intensities."""
-
-    told: dict[str, Any]
-    cell: tuple[float, ...]
-    found: "Observations"
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Concludes stills and writes their models into folders of their own."""
-
-    visitor: "Visitor"
-    folder: Path
-
-    def __call__(self, task: "tuple[int, tuple[int, Common, Floats]]") -> Ended:
-        """The still of a task (its place in the results, the visitor's task)."""
-        from dbex.io.results import write_models
-        from dbex.joint.conclude import conclude
-        from dbex.joint.merging import observations
-
-        place, visit = task
-        still, final = self.visitor.ended(visit)
-        refined = conclude(still, self.visitor.settings, final)
-        folder = self.folder / f"{place:07d}"
-        folder.mkdir()
-        write_models(refined, folder)
-        cell = tuple(float(getattr(refined.crystal, f"cell_{n}")) for n in ("a", "b", "c", "alpha", "beta", "gamma"))
-        told = {
-            "index": still.index,
-            "still": still.name,
-            "figures": refined.figures,
-            "estimates": [asdict(estimate) for estimate in refined.estimates],
-            "left_out": refined.left_out,
-        }
-        found = observations(refined.boxes, place, refined.figures["esd_inflation"])
-        give_back_memory()
-        return Ended(told, cell, found)
+#: Where results go unless said otherwise; what makes a folder that of a sweep, and where it tells how its stills ended.
+DIRECTORY, LEDGER, TABLE = "joint", "ledger.sqlite", "stills.csv"
+#: How stills are read, in the order of dbex.data_load.StillFiles.
+READING = ("mask", "mtz_columns", "gain", "sigma_readout", "sigma_map", "trusted_max", "noise")
+#: A level of the detector's hierarchy below which there is none.
+EVERY_PANEL = 1000
 
 
 def run() -> int:
@@ -116,16 +90,52 @@ def main(arguments: Sequence[str]) -> int:
 
 def refine(arguments: Sequence[str]) -> int:
     """Refine the stills that the arguments name; 1 when some of them were left out, else 0."""
-    parameters, modified = interpret(arguments, joint_scope(), COMMAND)
+    sweep, others = sweep_among(arguments)
+    parameters, modified = fetched(joint_scope(), others)
+    if sweep is None:
+        require_files(parameters, COMMAND)
+    else:
+        begin_with_sweep(parameters, sweep)
     settings = settings_of(parameters, parameters.refine.shot_beam)
     refuse_degenerate(parameters.refine)
-    with staged(parameters.output.directory) as staging, closing(Log(staging / "dbex.log")) as log:
-        log.line(f"{COMMAND} {metadata.version('dbex')}\n")
-        log.line(f"The following parameters have been modified:\n\n{modified}\n")
-        run = run_of(arguments, modified, settings, COMMAND)
-        left_out = refine_into(staging, parameters, run, log)
-    print(f"results in {parameters.output.directory}")
-    return 1 if left_out else 0
+
+    def lead(engine: "Engine | None") -> int:
+        with staged(parameters.output.directory) as staging, closing(Log(staging / "dbex.log")) as log:
+            log.line(f"{COMMAND} {metadata.version('dbex')}\n")
+            log.line(f"The following parameters have been modified:\n\n{modified}\n")
+            run = run_of(arguments, modified, settings, COMMAND)
+            left_out = refine_into(staging, parameters, sweep, run, log, engine)
+        print(f"results in {parameters.output.directory}")
+        return 1 if left_out else 0
+
+    return led(parameters, lead)
+
+
+def sweep_among(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder of a sweep that the arguments name, if any, and all other arguments. Raises BadInput."""
+    folders = [argument for argument in arguments if "=" not in argument and Path(argument).is_dir()]
+    if len(folders) > 1:
+        raise BadInput(f"{' and '.join(folders)} are folders: expected one, that of a sweep of dbex.refine_many")
+    if folders and not (Path(folders[0]) / LEDGER).is_file():
+        raise BadInput(f"{folders[0]} holds no {LEDGER}: expected the folder of a sweep of dbex.refine_many")
+    return Path(folders[0]) if folders else None, [argument for argument in arguments if argument not in folders]
+
+
+def begin_with_sweep(parameters: Any, sweep: Path) -> None:
+    """Set what follows from the sweep: its stills stand near, results go into its folder. Raises BadInput for what the
+    sweep has said already."""
+    files = parameters.input
+    given = {
+        **{f"input.{name}": getattr(files, name) for name in ("experiments", "reflections", "structure_factors")},
+        **{name: getattr(parameters, name) for name in READING},
+    }
+    twice = [name for name, value in given.items() if value is not None]
+    if twice:
+        raise BadInput(f"{twice[0]} is given beside {sweep}, a sweep that says it already: leave it out")
+    if parameters.output.directory == DIRECTORY:
+        parameters.output.directory = str(sweep / DIRECTORY)
+    if parameters.refine.start == "auto":
+        parameters.refine.start = "near"
 
 
 def refuse_degenerate(refine: Any) -> None:
@@ -138,48 +148,114 @@ def refuse_degenerate(refine: Any) -> None:
         )
 
 
-def refine_into(staging: Path, parameters: Any, run: Any, log: Log) -> int:
+def refine_into(staging: Path, parameters: Any, sweep: Path | None, run: Any, log: Log, engine: "Engine | None") -> int:
     """Refine all stills and write the results into `staging`; gives how many stills were left out."""
     from dbex.cli.passes import prepare
-    from dbex.data_load import StillFiles
     from dbex.io.record import write_record
     from dbex.joint.shared import Sharing
     from dbex.joint.solve import solve
     from dbex.joint.visits import Visitor
 
-    files = StillFiles(
-        parameters.input.experiments,
-        parameters.input.reflections,
-        parameters.input.structure_factors,
-        parameters.mask,
-        parameters.mtz_columns,
-        parameters.gain,
-        parameters.sigma_readout,
-        parameters.sigma_map,
-        parameters.trusted_max,
-        parameters.noise,
-    )
     work_quietly(parameters.threads)
     refine = parameters.refine
-    sharing = Sharing(tuple(refine.detector), tuple(refine.beam), refine.cell == "shared")
-    stills = files.stills()
-    prepare(parameters.compile, len(stills), log)
-    detector, beam = stills.bench(0)
-    spool = staging / "spool"
-    spool.mkdir()
-    visitor = Visitor(
-        files.read, with_wavelength_prior(run.settings, refine, float(beam.wavelength_A)), sharing, detector, spool
-    )
-    with visiting(parameters.nproc, parameters.threads) as visits:
-        joint = solve(visitor, range(len(stills)), beam, visits, refine.max_iterations, log.line)
-        tasks = [(place, joint.task(place)) for place in range(len(joint.begun))]
-        ended = list(visits(Ending(visitor, spool), tasks))
-    content = write_joint(staging, spool, visitor, joint, ended, run)
-    shutil.rmtree(spool)
+    with kept_between_runs(parameters, run) as spool:
+        stills, read, states = stills_to_refine(parameters, sweep, spool)
+        if parameters.executor == "process":
+            prepare(parameters.compile, len(stills), log)
+        units = units_of(stills, refine)
+        sharing = Sharing(tuple(refine.detector), tuple(refine.beam), refine.cell == "shared", units)
+        detector, beam = stills.bench(0)
+        settings = with_wavelength_prior(run.settings, refine, float(beam.wavelength_A))
+        visitor = Visitor(read, settings, sharing, detector, spool)
+        with visiting(parameters, spool, engine) as visits:
+            joint = solve(visitor, range(len(stills)), beam, visits, refine.max_iterations, log.line)
+            models = fresh_folder(spool / "models")
+            tasks = [(place, joint.task(place)) for place in range(len(joint.begun))]
+            ended = list(visits(Ending(visitor, models), tasks))
+        content = write_joint(staging, models, visitor, joint, ended, run, states)
     for line in lines_of(content):
         log.line(line)
     write_record({key: content[key] for key in ("command", "modified_parameters", "settings", "versions")}, staging)
     return len(joint.left_out)
+
+
+def stills_to_refine(
+    parameters: Any, sweep: Path | None, spool: Path
+) -> tuple[Any, "Callable[[int], Still]", dict[str, Any] | None]:
+    """The stills, how one of them is read in whatever process, and of a sweep how many stills ended how."""
+    from dbex.batch.swept import swept_stills
+    from dbex.data_load import StillFiles
+
+    if sweep is not None:
+        swept, states = swept_stills(sweep, (spool / "stills.jsonl").absolute())
+        return swept, swept.read, {"folder": str(sweep.resolve()), "states": states}
+    given = parameters.input
+    names = (given.experiments, given.reflections, given.structure_factors)
+    reading: dict[str, Any] = {name: reading_of(parameters, name) for name in READING}
+    files = StillFiles(absolute(names[0]), absolute(names[1]), absolute(names[2]), **reading)
+    return files.stills(), files.read, None
+
+
+def reading_of(parameters: Any, name: str) -> Any:
+    """A parameter of how stills are read, the names of files made absolute: workers may stand elsewhere."""
+    value = getattr(parameters, name)
+    return absolute(value) if value is not None and name in ("mask", "sigma_map", "noise") else value
+
+
+def absolute(name: str) -> str:
+    """The whole name of a file."""
+    return str(Path(name).resolve())
+
+
+@contextmanager
+def kept_between_runs(parameters: Any, run: Any) -> Iterator[Path]:
+    """The folder in which the stills' parts lie, beside the results: it vanishes when the block ends well, and is found
+    again by the same command when it was cut short. Raises BadInput where another process works in it."""
+    from dbex.io.record import sha256
+
+    sweep, others = sweep_among(shlex.split(run.command)[1:])
+    target = Path(parameters.output.directory).resolve()
+    spool = target.with_name(f".{target.name}.stills")
+    spool.mkdir(parents=True, exist_ok=True)
+    named = [*(name.rpartition("=")[2] for name in others), *([] if sweep is None else [str(sweep / TABLE)])]
+    files = [name for name in named if Path(name).is_file()]
+    asked = json.dumps([run.command, *(sha256(name) for name in files), metadata.version("dbex")])
+    with (spool.with_name(f".{target.name}.lock")).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"another process refines into {target}: wait for it, or give another name") from error
+        known = spool / "asked.json"
+        if not known.is_file() or known.read_text(encoding="utf-8") != asked:
+            fresh_folder(spool)
+            known.write_text(asked, encoding="utf-8")
+        yield spool
+        shutil.rmtree(spool)
+        Path(lock.name).unlink()
+
+
+def fresh_folder(folder: Path) -> Path:
+    """A folder, new and empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def units_of(stills: "Stills", refine: Any) -> "Units | None":
+    """The parts of the detector that move by themselves, None for the detector as a whole. Raises BadInput."""
+    from dbex.joint.shared import Units
+
+    if refine.detector_unit == "detector":
+        return None
+    level = refine.detector_level if refine.detector_unit == "group" else EVERY_PANEL
+    groups = stills.panel_groups(0, level)
+    if len(groups) < 2:
+        raise BadInput(
+            f"refine.detector_unit={refine.detector_unit} finds one unit in the detector: expected several; leave it "
+            "out, or give another refine.detector_level"
+        )
+    names, panels = zip(*groups, strict=True)
+    return Units(panels, names, refine.unit_shift, refine.unit_tilt)
 
 
 def with_wavelength_prior(settings: "Settings", refine: Any, wavelength_A: float) -> "Settings":
@@ -198,97 +274,15 @@ def work_quietly(threads: int) -> None:
 
 
 @contextmanager
-def visiting(processes: int, threads: int) -> "Iterator[Visits]":
-    """How stills are visited: here, or in so many processes side by side, results in the order of the tasks."""
-    if processes == 1:
+def visiting(parameters: Any, folder: Path, engine: "Engine | None") -> "Iterator[Visits]":
+    """How stills are visited: here, or by the engine that was asked for, results in the order of the tasks."""
+    from dbex.batch.visiting import Visiting
+
+    if parameters.executor == "process" and parameters.nproc == 1:
         yield map
         return
-    context = multiprocessing.get_context("fork")
-    try:
-        with ProcessPoolExecutor(processes, context, initializer=work_quietly, initargs=(threads,)) as executor:
-            yield executor.map
-    except BrokenProcessPool as error:
-        raise BadInput(
-            f"one of the {processes} processes was killed: expected memory for all of them; give a smaller nproc"
-        ) from error
-
-
-def write_joint(
-    staging: Path, spool: Path, visitor: "Visitor", joint: "Joint", ended: list[Ended], run: Any
-) -> dict[str, Any]:
-    """Write the files of the joint solution; gives the content of joint.json."""
-    from dbex.io.record import provenance, write_json
-    from dbex.io.results import write_composite, write_geometry
-    from dbex.joint.conclude import conclude, shared_estimates
-    from dbex.joint.outliers import OUTLIER_RULE
-
-    still, final = visitor.ended(joint.task(0))
-    refined = conclude(still, visitor.settings, final)
-    shared, covariance = shared_estimates(joint, still, final)
-    write_composite([spool / f"{place:07d}" for place in range(len(ended))], staging, "joint")
-    write_geometry(refined, staging / "detector.expt")
-    content = {
-        "shared": [asdict(estimate) for estimate in shared],
-        "covariance": covariance,
-        "converged": joint.solution.converged,
-        "message": joint.solution.message,
-        "outlier_rule": OUTLIER_RULE,
-        "stills": [
-            {"id": place, "weight": weight, "pull": pull, "outlier": bool(weight < 1), "converged": told.converged}
-            | end.told
-            for place, (end, told, weight, pull) in enumerate(
-                zip(ended, joint.state.visited, joint.state.weights, joint.state.pulls, strict=True)
-            )
-        ],
-        "left_out": [{"index": b.index, "still": b.name, "reason": b.reason} for b in joint.left_out],
-        "merging": merge(staging, ended, still.amplitudes, float(refined.beam.wavelength_A)),
-        "steps": [{"round": number, **asdict(step)} for number, step in joint.steps],
-        **provenance(run),
-    }
-    write_json(content, staging / "joint.json")
-    return content
-
-
-def merge(staging: Path, ended: list[Ended], amplitudes: Any, wavelength_A: float) -> dict[str, Any]:
-    """Write unmerged.mtz and merged.mtz; gives the error of the model, and the agreement of random halves by
-    shells of resolution, all last."""
-    from dbex.io.merged import groups_of, in_asymmetric_unit, resolution_A, write_merged, write_unmerged
-    from dbex.joint.merging import half_shells, known_squares, median_cell, merged, with_model_error
-    from dbex.observations import together
-
-    found, group_name = together([end.found for end in ended]), amplitudes.space_group
-    cells = [end.cell for end in ended]
-    cell = median_cell(cells)
-    hkl, isym = in_asymmetric_unit(found.hkl, group_name)
-    unique, group = groups_of(hkl, isym)
-    squares = known_squares(found, group, len(unique), amplitudes)
-    found, model_error = with_model_error(found, group)
-    means = merged(found, group, len(unique))
-    write_unmerged(staging / "unmerged.mtz", found, means.value[group], cells, wavelength_A, group_name)
-    write_merged(staging / "merged.mtz", unique, means, cell, wavelength_A, group_name)
-    shells = half_shells(found, group, len(unique), resolution_A(unique[:, :3], cell), squares)
-    return {"relative_model_error": model_error, "shells": [asdict(shell) for shell in shells]}
-
-
-def lines_of(content: dict[str, Any]) -> list[str]:
-    """What was found, in a few lines."""
-    lines = ["", f"{'shared':14}{'before':>14}{'after':>14}{'esd':>12}  unit"]
-    lines += [
-        f"{e['name']:14}{e['before']:14.5f}{e['after']:14.5f}{e['esd']:12.2g}  {e['unit']}" for e in content["shared"]
-    ]
-    lines.append("" if content["converged"] else f"not converged: {content['message']}")
-    outliers = [
-        f"{s['still']} ({s['pull']:.1f} esds, weight {s['weight']:.2f})" for s in content["stills"] if s["outlier"]
-    ]
-    lines.append(f"outliers ({content['outlier_rule']}): {', '.join(outliers) or 'none'}")
-    lines += [f"left out: {left['still']}: {left['reason']}" for left in content["left_out"]]
-    if content["merging"]["shells"]:
-        whole = content["merging"]["shells"][-1]
-        lines.append(
-            f"merged {whole['d_max_A']:.2f} to {whole['d_min_A']:.2f} Å: CC½ {whole['cc_half']:.3f}, R of halves "
-            f"{whole['r_half']:.3f} over {whole['reflections']} reflections seen {whole['multiplicity']:.1f} times"
-        )
-    return lines
+    with engine_of(parameters, folder, engine) as started:
+        yield Visiting(started, parameters.threads)
 
 
 if __name__ == "__main__":

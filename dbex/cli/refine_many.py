@@ -6,16 +6,17 @@ What takes time to import is imported where it is used, so that help and complai
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from glob import glob, has_magic
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, complain, started
+from dbex.cli.engines import engine_of, led
 from dbex.cli.pace import PaceDisplay, counted, in_words
-from dbex.cli.parameters import MANY_PHIL, fetched, refine_scope, require_files, settings_of
+from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        refine_scope(MANY_PHIL).show(attributes_level=1)
+        refine_scope(ENGINE_PHIL).show(attributes_level=1)
     else:
         return refine_many(arguments)
     return 0
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def refine_many(arguments: Sequence[str]) -> int:
     """Refine the stills that the arguments name."""
     files, others = split(arguments)
-    parameters, modified = fetched(refine_scope(MANY_PHIL), others)
+    parameters, modified = fetched(refine_scope(ENGINE_PHIL), others)
     for ending, key in ((".expt", "experiments"), (".refl", "reflections")):
         files[ending] += [name for name in (getattr(parameters.input, key),) if name]
         setattr(parameters.input, key, files[ending][0] if files[ending] else None)
@@ -86,15 +87,27 @@ def refine_many(arguments: Sequence[str]) -> int:
     pairs = pairs_of(files[".expt"], files[".refl"])
     asked, folder = asked_of(parameters), Path(parameters.output.directory)
     check_shared(asked, pairs)
-    with opened(folder) as ledger, closing(Log(folder / "dbex.log", "a")) as log:
-        log.line(f"{shlex.join([COMMAND, *arguments])}\n{COMMAND} {metadata.version('dbex')}\n")
-        log.line(f"The following parameters have been modified:\n\n{modified}\n")
-        begin(folder, ledger, pairs, asked)
-        log.line(f"{counted(ledger.pace())}")
-        return finished(folder, ledger, parameters, asked, modified, log)
+
+    def lead(ranks: "Engine | None") -> int:
+        with opened(folder) as ledger, closing(Log(folder / "dbex.log", "a")) as log:
+            log.line(f"{shlex.join([COMMAND, *arguments])}\n{COMMAND} {metadata.version('dbex')}\n")
+            log.line(f"The following parameters have been modified:\n\n{modified}\n")
+            begin(folder, ledger, pairs, asked)
+            log.line(f"{counted(ledger.pace())}")
+            return finished(folder, ledger, parameters, ranks, asked, modified, log)
+
+    return led(parameters, lead)
 
 
-def finished(folder: Path, ledger: "Ledger", parameters: Any, asked: "Asked", modified: str, log: Log) -> int:
+def finished(
+    folder: Path,
+    ledger: "Ledger",
+    parameters: Any,
+    ranks: "Engine | None",
+    asked: "Asked",
+    modified: str,
+    log: Log,
+) -> int:
     """Do what is left of a run and write its results; gives the exit status."""
     from dbex.batch.compose import compose
     from dbex.batch.sweep import sweep
@@ -104,7 +117,7 @@ def finished(folder: Path, ledger: "Ledger", parameters: Any, asked: "Asked", mo
         if left := ledger.pace().left:
             if parameters.executor == "process":
                 prepare(parameters.compile, left, log)
-            with engine_of(parameters, folder) as engine, closing(PaceDisplay(log)) as display:
+            with engine_of(parameters, folder, ranks) as engine, closing(PaceDisplay(log)) as display:
                 sweep(folder, ledger, engine, asked, display)
         compose(folder, ledger)
     except KeyboardInterrupt:
@@ -177,25 +190,6 @@ def check_shared(asked: "Asked", pairs: Sequence[tuple[str, str]]) -> None:
         if asked.shared.sigma_map:
             read_map(asked.shared.sigma_map, shapes)
         return
-
-
-@contextmanager
-def engine_of(parameters: Any, folder: Path) -> "Iterator[Engine]":
-    """The engine that was asked for."""
-    import os
-
-    from dbex.batch import executors, parsl_configs
-
-    if parameters.executor == "parsl":
-        if parameters.parsl_config is None:
-            raise BadInput("executor=parsl needs parsl_config=: expected a Python file that defines config")
-        shipped = Path(parsl_configs.__file__).parent / f"{parameters.parsl_config}.py"
-        configuration = shipped if shipped.is_file() else parameters.parsl_config
-        engine: AbstractContextManager[Engine] = executors.parsl_workers(configuration, folder / "parsl")
-    else:
-        engine = executors.local_processes(parameters.nproc or len(os.sched_getaffinity(0)))
-    with engine as started:
-        yield started
 
 
 def write_summary(folder: Path, ledger: "Ledger", asked: "Asked", modified: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dxtbx.model.experiment_list import ExperimentListFactory
+from dxtbx.model.experiment_list import Experiment, ExperimentListFactory
 
 from dbex.errors import BadInput
 from dbex.io.files import reading
@@ -47,6 +47,19 @@ def check_experiment(experiment: Any, name: str) -> None:
                 f"{name}: the distance of panel {panel.get_name()} is {panel.get_directed_distance():.3g} mm: "
                 f"expected at least {LEAST_DISTANCE_MM:g} mm; correct the detector model"
             )
+
+
+def with_crystal(experiment: Any, crystal: Any) -> Any:
+    """The experiment with another crystal; what it had stays as it was."""
+    return Experiment(
+        identifier=experiment.identifier,
+        beam=experiment.beam,
+        detector=experiment.detector,
+        goniometer=experiment.goniometer,
+        scan=experiment.scan,
+        crystal=crystal,
+        imageset=experiment.imageset,
+    )
 
 
 def lookup_of_noise(experiment: Any, shapes: Sequence[tuple[int, int]]) -> tuple[Floats, ...] | None:

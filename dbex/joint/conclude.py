@@ -8,12 +8,16 @@ import torch
 from dbex.joint.solve import Joint
 from dbex.physics.sigma_z import background_sigma_z
 from dbex.refinement.conclude import estimates, fit_figures, plain, reported_slopes, starting_values
+from dbex.refinement.detector_motion import WHOLE, motions_between, unit_frame
 from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
+from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.rounds import Round, as_minimised, solved_round
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import box_table, pixel_table
 from dbex.refinement.uncertainty import curvature
 from dbex.still import BoxTable, Floats, ParameterEstimate, Refined, Still, Verdict
+from nanobrag_torch.config import DetectorConfig
+from nanobrag_torch.panel import stack_panels
 
 #: The scatter of fewer stills than this says nothing of esds.
 FEWEST_STILLS = 8
@@ -89,9 +93,12 @@ class SharedEstimate:
     esd: float
 
 
-def shared_estimates(joint: Joint, still: Still, final: Round) -> tuple[tuple[SharedEstimate, ...], Floats]:
+def shared_estimates(
+    joint: Joint, still: Still, final: Round, read: tuple[DetectorConfig, ...]
+) -> tuple[tuple[SharedEstimate, ...], Floats]:
     """The shared numbers in the units they are reported in, and their covariance (g, g) there, scaled to the quoted
-    esds; in the words of one of the stills and its last round."""
+    esds; in the words of one of the stills and its last round. Units of a detector have moved from where it was
+    `read`."""
     map, x = final.objective.map, torch.as_tensor(final.solution.x)
     places = joint.common.places(map)
     slopes = reported_slopes(map, x)[np.ix_(places, places)]
@@ -100,8 +107,23 @@ def shared_estimates(joint: Joint, still: Still, final: Round) -> tuple[tuple[Sh
     trusted = len(joint.begun) >= FEWEST_STILLS
     quoted = np.where(trusted & (other > QUOTED_BEYOND * one), other, one)
     before, now = starting_values(map, still), map.values(x)
+    if joint.common.frame.names != (WHOLE,):
+        now |= unit_motions(map, x, read)
     found = tuple(
         SharedEstimate(p.name, p.group, p.unit, before[p.name], now[p.name], *map_esds)
         for p, map_esds in zip(joint.common.parameters, np.stack([one, other, quoted], 1).tolist(), strict=True)
     )
     return found, formal * np.outer(quoted / one, quoted / one)
+
+
+def unit_motions(map: Parametrisation, x: torch.Tensor, read: tuple[DetectorConfig, ...]) -> dict[str, float]:
+    """How far each unit has moved from where the detector was read, mm and mrad, by name."""
+    panels, members = stack_panels(read, x.new_zeros(())), map.frame.unit.tolist()
+    units = [[i for i, number in enumerate(members) if number == unit] for unit in range(len(map.frame))]
+    frame = unit_frame(panels, read, units)
+    motions = motions_between(frame, panels, map.models(x).panels) * ([1.0] * 3 + [1e3] * 3)
+    return {
+        name: value
+        for names, row in zip(frame.names, motions.tolist(), strict=True)
+        for name, value in zip(names, row, strict=True)
+    }

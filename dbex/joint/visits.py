@@ -5,6 +5,8 @@ A visit loads one still's part, works on it and puts it back, in any process and
 small. So memory holds one still at a time, however many there are.
 """
 
+import functools
+import operator
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,15 +18,17 @@ import torch
 
 from dbex.errors import BadInput
 from dbex.joint.normal_equations import Reduced, own_places, reduced, with_others
+from dbex.joint.outliers import pull
 from dbex.joint.own_numbers import OwnNumbers
 from dbex.joint.shared import Common, Sharing, on_detector
 from dbex.refinement.hot_pixels import hot_pixels, without_pixels
 from dbex.refinement.objective import Objective
-from dbex.refinement.parameters import CELL, Parameter
+from dbex.refinement.parameters import CELL, Parameter, Parametrisation
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import State, StillProblem
 from dbex.refinement.refine import rough_fit
 from dbex.refinement.rounds import CONVERGED_ESDS, Round, fitted_model_error, predicted_objective, same_boxes
+from dbex.refinement.search import moving_places, spot_equations
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import Predictions
 from dbex.refinement.solvers.levenberg_marquardt import minimise
@@ -35,6 +39,8 @@ from nanobrag_torch.config import DetectorConfig
 
 #: Steps of a still's own numbers in one visit: they follow the shared ones, which seldom takes more than three.
 OWN_ITERATIONS = 15
+#: Steps of a still's own numbers after its spots' centroids, in one visit.
+SPOT_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,6 @@ class Begun:
 
     index: int
     name: str
-    parameters: tuple[Parameter, ...] = ()
     shared: Floats | None = None
     cell: tuple[float, ...] = ()
     reason: str | None = None
@@ -52,17 +57,29 @@ class Begun:
 
 @dataclass(frozen=True)
 class Visited:
-    """What a still says at the shared values of a visit: merit, χ² a pixel, by how much its esds exceed formal ones,
-    its reduced normal equations, the part of its boxes that it had before, and whether its own numbers converged."""
+    """What is held of a still at the shared values of a visit: merit, χ² a pixel, by how much its esds exceed formal
+    ones, how hard it pulls, the part of its boxes that it had before, and whether its own numbers converged."""
 
     index: int
     merit: float
     chi2_per_pixel: float
     noise: float
-    reduced: Reduced
+    pull: float
     same: float
     converged: bool
-    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What stills say together of the shared numbers: weighted sums of their reduced matrices (g, g), of their
+    gradients (g,), and of the squares (g, g) of these."""
+
+    matrix: Floats
+    gradient: Floats
+    scatter: Floats
+
+    def __add__(self, other: "Said") -> "Said":
+        return Said(self.matrix + other.matrix, self.gradient + other.gradient, self.scatter + other.scatter)
 
 
 @dataclass(frozen=True)
@@ -78,14 +95,12 @@ class Laid:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a still stands: x, the variances and amplitudes that its merit was found with, its normal matrix, and
-    what was eliminated from it."""
+    """Where a still stands: x, the variances and amplitudes that its merit was found with, and its normal matrix."""
 
     x: Floats
     variance: torch.Tensor
     ln_captured: torch.Tensor
     matrix: Floats
-    reduced: Reduced | None
     converged: bool
 
 
@@ -105,7 +120,30 @@ class Visitor:
         return on_detector(self.read(index), self.detector)
 
     def begin(self, index: int) -> Begun:
-        """Refine a still by itself, with what will be shared free."""
+        """Refine a still by itself, with what will be shared free; one that was begun before stands there again."""
+        if (self.folder / f"{index:07d}.begun").is_file():
+            return self._begun_before(index)
+        begun = self._begun(index)
+        if begun.reason is None:
+            for part in ("boxes", "standing"):
+                self._link(index, part, f"first-{part}")
+        self._put(index, begun)
+        return begun
+
+    def _begun_before(self, index: int) -> Begun:
+        begun: Begun = self._get(index, "begun")
+        if begun.reason is None:
+            for part in ("boxes", "standing"):
+                self._link(index, f"first-{part}", part)
+        return begun
+
+    def _link(self, index: int, part: str, name: str) -> None:
+        """Give a part a second name: what is put there later leaves the other as it was."""
+        target = self.folder / f"{index:07d}.{name}"
+        target.unlink(missing_ok=True)
+        target.hardlink_to(self.folder / f"{index:07d}.{part}")
+
+    def _begun(self, index: int) -> Begun:
         name = f"still {index}"
         try:
             still = self.still(index)
@@ -118,11 +156,14 @@ class Visitor:
         shared = self.sharing.of(map)
         state = final.state
         self._put(index, Laid(final.objective, final.predictions, final.model_error, hot_pixels(final)))
-        self._put(
-            index, Standing(x, state.variance, state.ln_captured, final.solution.matrix, None, final.solution.converged)
-        )
+        solution = final.solution
+        self._put(index, Standing(x, state.variance, state.ln_captured, solution.matrix, solution.converged))
         values = np.array([x[map.place(p.name)] for p in shared])
-        return Begun(index, name, shared, values, tuple(float(getattr(crystal, edge)) for edge in CELL))
+        return Begun(index, name, values, tuple(float(getattr(crystal, edge)) for edge in CELL))
+
+    def shared_parameters(self, index: int) -> tuple[Parameter, ...]:
+        """What is shared, in the words of a still that was begun."""
+        return self.sharing.of(self._laid(index).objective.map)
 
     def lay_out(self, task: tuple[int, Common, Floats]) -> Visited | str:
         """Predict a still's boxes anew, about the common beginning with the shared values g of a task (index, common,
@@ -139,19 +180,13 @@ class Visitor:
         still = without_hot(self.still(index), laid.hot)
         error = self.settings.model_error
         model_error = fitted_model_error(still, found) if error is None else ModelError(error)
-        map = common.rebased(laid.objective.map)
-        x = standing.x.copy()
-        if common.cell is not None and laid.objective.map.crystal != map.crystal:
-            x[[i for i, p in enumerate(map.parameters) if p.group == "cell"]] = 0.0
-        x[common.places(map)] = g
+        map, x = carried(laid, standing, common, g)
         objective, predictions = predicted_objective(still, map, x, self.settings, model_error)
         again = Laid(objective, predictions, model_error, laid.hot)
         problem = StillProblem(objective)
-        visited, standing = solved(index, problem, x, problem.start(x), common)
-        more = hot_pixels(round_of(again, standing))
-        again = replace(again, hot=_both(laid.hot, more))
-        self._put(index, again)
-        self._put(index, standing)
+        visited = self._solved(index, problem, x, problem.start(x), common)
+        more = hot_pixels(round_of(again, self._standing(index)))
+        self._put(index, replace(again, hot=_both(laid.hot, more)))
         return replace(visited, same=same_boxes(laid.objective, objective) if not len(more[0]) else 0.0)
 
     def trial(self, task: tuple[int, Common, Floats]) -> float:
@@ -164,9 +199,40 @@ class Visitor:
         """Go to other shared values: weights renewed, the still's own numbers solved for."""
         index, common, g = task
         problem, x, state = self._moved(index, common, g)
-        visited, standing = solved(index, problem, x, problem.renewed(x, state), common)
-        self._put(index, standing)
-        return visited
+        return self._solved(index, problem, x, problem.renewed(x, state), common)
+
+    def sought(self, task: tuple[int, Common, Floats]) -> Said | str:
+        """What the centroids of a still's spots say of the shared numbers at g, its own brought to where the spots want
+        them, or the reason why that cannot be told."""
+        index, common, g = task
+        try:
+            still = self.still(index)
+        except BadInput as error:
+            return str(error)
+        laid, standing = self._laid(index), self._standing(index)
+        map, x = carried(laid, standing, common, g)
+        moving = np.array(moving_places(map))
+        shared = np.flatnonzero(np.isin(moving, common.places(map)))
+        own = own_places(len(moving), shared)
+        for _ in range(SPOT_STEPS):
+            matrix, gradient = spot_equations(still, map, x)
+            x[moving[own]] += np.linalg.solve(matrix[np.ix_(own, own)], gradient[own])
+        matrix, gradient = spot_equations(still, map, x)
+        there = {p.name: value for p, value in zip(map.parameters, x, strict=True)}
+        kept = [there.get(p.name, value) for p, value in zip(laid.objective.map.parameters, standing.x, strict=True)]
+        self._put(index, replace(standing, x=np.array(kept)))
+        names = [p.name for p in common.parameters]
+        place = np.array([names.index(map.parameters[i].name) for i in moving[shared]], dtype=np.int64)
+        return said_of(spread_out(reduced(matrix, gradient, shared), place, len(names)), 1.0)
+
+    def summed(self, task: tuple[tuple[int, ...], Floats]) -> Said:
+        """The sum of what some stills say, each times its share."""
+        return functools.reduce(operator.add, (said_of(self.said(i), by) for i, by in zip(*task, strict=True)))
+
+    def said(self, index: int) -> Reduced:
+        """What a still said of the shared numbers when it was last visited."""
+        found: Reduced = self._get(index, "said")
+        return found
 
     def ended(self, task: tuple[int, Common, Floats]) -> tuple[Still, Round]:
         """A still and its last round; `together` (g, g) of a task (index, common, together) is what all stills say of
@@ -174,9 +240,8 @@ class Visitor:
         index, common, together = task
         laid, standing = self._laid(index), self._standing(index)
         found = round_of(laid, standing)
-        assert standing.reduced is not None
         places = common.places(laid.objective.map)
-        joint = with_others(standing.matrix, places, standing.reduced.matrix, together)
+        joint = with_others(standing.matrix, places, self.said(index).matrix, together)
         still = without_hot(self.still(index), laid.hot)
         return still, replace(found, solution=replace(found.solution, matrix=joint))
 
@@ -186,11 +251,25 @@ class Visitor:
         problem = StillProblem(laid.objective)
         x, shared = standing.x.copy(), common.places(laid.objective.map)
         own = own_places(len(x), shared)
-        assert standing.reduced is not None
         most = problem.max_step[own]
-        x[own] += np.clip(standing.reduced.own_change(g - x[shared]), -most, most)
+        x[own] += np.clip(self.said(index).own_change(g - x[shared]), -most, most)
         x[shared] = g
         return problem, x, problem.at(x, standing.variance, standing.ln_captured)
+
+    def _solved(self, index: int, problem: StillProblem, x: Floats, state: State, common: Common) -> Visited:
+        """Solve for a still's own numbers from a state at x, the shared ones held, and keep what it then says of
+        these."""
+        shared = common.places(problem.objective.map)
+        own = OwnNumbers(problem, x, own_places(len(x), shared), state)
+        solution = minimise(own, x[own.places], OWN_ITERATIONS, CONVERGED_ESDS)
+        x, state = own.whole(solution.x), solution.state
+        matrix, gradient = problem.normal(x, state)
+        left = reduced(matrix, gradient, shared)
+        self._put(index, Standing(x, state.variance, state.ln_captured, matrix, solution.converged))
+        self._put(index, left)
+        noise, pixels = problem.noise(state), float(problem.objective.boxes.used.sum())
+        hard = pull(left.matrix, left.gradient, noise)
+        return Visited(index, state.local.merit, state.local.chi2 / pixels, noise, hard, 0.0, solution.converged)
 
     def _laid(self, index: int) -> Laid:
         laid: Laid = self._get(index, "boxes")
@@ -204,24 +283,35 @@ class Visitor:
         with (self.folder / f"{index:07d}.{part}").open("rb") as stream:
             return pickle.load(stream)
 
-    def _put(self, index: int, part: Laid | Standing) -> None:
-        name = "boxes" if isinstance(part, Laid) else "standing"
-        with (self.folder / f"{index:07d}.{name}").open("wb") as stream:
+    def _put(self, index: int, part: Begun | Laid | Standing | Reduced) -> None:
+        name = {Begun: "begun", Laid: "boxes", Standing: "standing", Reduced: "said"}[type(part)]
+        file = self.folder / f"{index:07d}.{name}"
+        unfinished = file.with_suffix(f"{file.suffix}.part")
+        with unfinished.open("wb") as stream:
             pickle.dump(part, stream, protocol=pickle.HIGHEST_PROTOCOL)
+        unfinished.replace(file)
 
 
-def solved(index: int, problem: StillProblem, x: Floats, state: State, common: Common) -> tuple[Visited, Standing]:
-    """A still solved for its own numbers from a state at x, the shared ones held, and what it then says of these."""
-    shared = common.places(problem.objective.map)
-    own = OwnNumbers(problem, x, own_places(len(x), shared), state)
-    solution = minimise(own, x[own.places], OWN_ITERATIONS, CONVERGED_ESDS)
-    x, state = own.whole(solution.x), solution.state
-    matrix, gradient = problem.normal(x, state)
-    left = reduced(matrix, gradient, shared)
-    pixels = float(problem.objective.boxes.used.sum())
-    noise = problem.noise(state)
-    visited = Visited(index, state.local.merit, state.local.chi2 / pixels, noise, left, 0.0, solution.converged)
-    return visited, Standing(x, state.variance, state.ln_captured, matrix, left, solution.converged)
+def carried(laid: Laid, standing: Standing, common: Common, g: Floats) -> tuple[Parametrisation, Floats]:
+    """A still's parametrisation about the common beginning, and its x there: its own numbers as they stand, g."""
+    map = common.rebased(laid.objective.map)
+    known = {p.name: value for p, value in zip(laid.objective.map.parameters, standing.x, strict=True)}
+    x = np.array([known.get(p.name, 0.0) for p in map.parameters])
+    x[common.places(map)] = g
+    return map, x
+
+
+def spread_out(found: Reduced, place: Ints, count: int) -> Reduced:
+    """What is said of some shared numbers (k,), at these places of all."""
+    matrix, gradient = np.zeros((count, count)), np.zeros(count)
+    matrix[np.ix_(place, place)], gradient[place] = found.matrix, found.gradient
+    return replace(found, matrix=matrix, gradient=gradient)
+
+
+def said_of(still: Reduced, share: float) -> Said:
+    """A still's word times its share."""
+    pulled = share * still.gradient
+    return Said(share * still.matrix, pulled, np.outer(pulled, pulled))
 
 
 def round_of(laid: Laid, standing: Standing) -> Round:

@@ -1,4 +1,5 @@
-"""How much of a reflection the Ewald sphere captures: its amplitude, with everything that turns |F|² into photons.
+"""How much of a reflection the Ewald sphere captures: its amplitude, with everything that turns |F|² into photons but
+what a pixel's own place decides.
 
 The error of |F|² is relative to |F|². In photons its standard deviation follows the amplitude, and as with the variance
 of a pixel it has to stand still while χ² is minimised: otherwise a larger scale makes every deviation smaller, and the
@@ -33,6 +34,7 @@ def captured_slopes(
     """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each part, and through the
     beam's numbers, whose derivatives are `waves` (3, parameters) and (parameters,)."""
     ln_amplitude, (epsilon, variance, normal, length) = _of_parts(at, beam)
+    _, wave_number = wave_numbers(beam, at.q)
     along = (at.covariance[0] @ normal[..., None]).squeeze(-1)
     # the normal turns with q
     turn = 2 * (along - dot(along, normal)[:, None] * normal) / length[:, None]
@@ -42,7 +44,7 @@ def captured_slopes(
     slopes = (
         columns.ln_amplitude
         + (by_q[:, None] @ (columns.q + waves[0])).squeeze(1)
-        + (epsilon / variance)[:, None] * waves[1]
+        + (epsilon / variance - 2 / wave_number)[:, None] * waves[1]
         + (outer[:, None] @ columns.covariance[0]).squeeze(1)
     )
     total = _together(ln_amplitude, node)
@@ -65,5 +67,7 @@ def _of_parts(at: Nodes, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, Tensor
     length = torch.linalg.vector_norm(toward, dim=-1)
     normal, epsilon = toward / length[:, None], length - wave_number
     variance = dot(normal, (at.covariance[0] @ normal[..., None]).squeeze(-1))
-    ln_amplitude = at.ln_amplitude - 0.5 * torch.log(variance) - 0.5 * epsilon**2 / variance
+    # an area of the sphere fills a solid angle in proportion to λ²: photons, not their density, have to stand still
+    solid_angle = -2 * torch.log(wave_number)
+    ln_amplitude = at.ln_amplitude + solid_angle - 0.5 * torch.log(variance) - 0.5 * epsilon**2 / variance
     return ln_amplitude, (epsilon, variance, normal, length)

@@ -83,8 +83,9 @@ def groups(solved: Solved) -> Ints:
         + (centre[:, :2].mean(1) * size)[:, None] * models.panels.fast[panel]
         + (centre[:, 2:].mean(1) * size)[:, None] * models.panels.slow[panel]
     )
-    across = at - at @ objective.map.frame.axes[2][:, None] * objective.map.frame.axes[2]
-    azimuth = torch.atan2(across @ objective.map.frame.axes[1], across @ objective.map.frame.axes[0]).numpy()
+    fast, slow, normal = objective.map.frame.axes[0]
+    across = at - at @ normal[:, None] * normal
+    azimuth = torch.atan2(across @ slow, across @ fast).numpy()
     radius = torch.linalg.vector_norm(across, dim=1).numpy()
     shell = np.searchsorted(np.quantile(radius, np.arange(1, SHELLS) / SHELLS), radius)
     group = np.empty(len(radius), dtype=np.int64)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbex.refinement.detector_motion import DetectorFrame, detector_frame, moved
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Vector, override
@@ -62,39 +63,6 @@ class Models:
     ln_scale: Tensor
     components: tuple[Component, ...]
     outline: tuple[Component, ...]
-
-
-@dataclass(frozen=True)
-class DetectorFrame:
-    """The axes along which a detector moves as a whole: rows fast, slow, normal (3, 3), and the pivot of its tilts
-    (3,), mm, in the laboratory frame."""
-
-    axes: Tensor
-    pivot: Tensor
-
-
-def detector_frame(panels: Panels, beam: BeamConfig) -> DetectorFrame:
-    """For one panel its own axes, for several those of the mean plane; the pivot is where the beam meets that plane."""
-    like = panels.origin
-    s0 = unit(as_tensor(beam.direction, like))
-    normal = unit((panels.normal * torch.sign(panels.distance)[:, None]).mean(0))
-    fast = panels.fast[0] if len(panels.fast) == 1 else panels.fast.mean(0)
-    if torch.linalg.vector_norm(fast) < 0.1:  # panels that face every way in the plane have no mean direction
-        fast = panels.fast[0]
-    fast = unit(fast - (fast @ normal) * normal)
-    if len(panels.fast) == 1:
-        normal = panels.normal[0]
-    slow = torch.linalg.cross(normal, fast)
-    distance = (panels.origin @ normal).mean()
-    return DetectorFrame(torch.stack([fast, slow, normal]), s0 * distance / (s0 @ normal))
-
-
-def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> Panels:
-    """The panels turned about the frame's pivot, then shifted; both (3,) along the frame's fast, slow and normal."""
-    turn = rotation_from_vector(rotation_rad @ frame.axes)
-    fast, slow, normal = panels.fast @ turn.T, panels.slow @ turn.T, panels.normal @ turn.T
-    origin = (panels.origin - frame.pivot) @ turn.T + frame.pivot + shift_mm @ frame.axes
-    return replace(panels, fast=fast, slow=slow, normal=normal, origin=origin, distance=(origin * normal).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -189,12 +157,8 @@ class Parametrisation:
         def vector(*names: str) -> Tensor:
             return torch.stack([at.get(name, zero) for name in names])
 
-        panels = moved(
-            self.panels,
-            self.frame,
-            vector("shift_fast", "shift_slow", "distance"),
-            vector("tilt_fast", "tilt_slow", "tilt_normal"),
-        )
+        motions = torch.stack([vector(*names) for names in self.frame.names])
+        panels = moved(self.panels, self.frame, motions[:, :3], motions[:, 3:])
         if "point_spread" in at:
             panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
         crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))

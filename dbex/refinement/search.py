@@ -7,6 +7,7 @@ at which no pixel of a spot is where the model puts it.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import least_squares
 from torch import Tensor
@@ -36,11 +37,7 @@ class Search:
 
 def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     """The x that brings centroids and nodes together, robust against spots that belong elsewhere."""
-    moving = [
-        i
-        for i, p in enumerate(map.parameters)
-        if p.group in ("orientation", "cell", "detector") or p.name in ("wavelength", "direction_h", "direction_v")
-    ]
+    moving = moving_places(map)
     hkl = torch.as_tensor(still.observed.hkl, dtype=torch.float64)
     panel = torch.as_tensor(still.observed.panel)
     xy = torch.as_tensor(still.observed.xy_px)
@@ -76,6 +73,44 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
         float(torch.rad2deg(middle)),
         float((distance < 5 * CENTROID_ERROR_PX + 2 * float(distance.median())).double().mean()),
     )
+
+
+def moving_places(map: Parametrisation) -> list[int]:
+    """Where the parameters that move spots stand in x."""
+    return [
+        i
+        for i, p in enumerate(map.parameters)
+        if p.group in ("orientation", "cell", "detector") or p.name in ("wavelength", "direction_h", "direction_v")
+    ]
+
+
+def spot_equations(still: Still, map: Parametrisation, x: Floats) -> tuple[Floats, Floats]:
+    """Gauss-Newton matrix and downhill gradient of the parameters that move spots, from the centroids of the indexed
+    spots on trusted pixels and the angles of their nodes to the Ewald sphere; spots that belong elsewhere count
+    little."""
+    seen = np.array(
+        [
+            still.trusted[i][int(y), int(x)]
+            for i, (x, y) in zip(still.observed.panel, still.observed.xy_px, strict=True)
+        ],
+        dtype=bool,
+    )
+    hkl = torch.as_tensor(still.observed.hkl[seen], dtype=torch.float64)
+    panel, xy = torch.as_tensor(still.observed.panel[seen]), torch.as_tensor(still.observed.xy_px[seen])
+    moving = moving_places(map)
+    widths = np.array([map.parameters[i].prior for i in moving])
+
+    def residuals(x: Tensor) -> Tensor:
+        offset, angle = spot_offsets(map.models(x), hkl, panel, xy)
+        return torch.cat([offset / CENTROID_ERROR_PX, angle[:, None] / EXCITATION_ERROR_RAD], 1)
+
+    at = torch.as_tensor(x)
+    found = residuals(at).numpy()
+    slopes = jacobian(lambda x: (residuals(x),), at)[0].numpy()[..., moving]
+    root = (1 + (found**2).sum(1)) ** -0.25  # of the weights of a soft absolute value
+    rows = (slopes * root[:, None, None]).reshape(-1, len(moving))
+    matrix = rows.T @ rows + np.diag(widths**-2.0)
+    return matrix, -rows.T @ (found * root[:, None]).ravel() - np.asarray(x)[moving] / widths**2
 
 
 def spot_offsets(models: Models, hkl: Tensor, panel: Tensor, xy_px: Tensor) -> tuple[Tensor, Tensor]:

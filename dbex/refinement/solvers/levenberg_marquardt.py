@@ -57,9 +57,11 @@ def minimise(
     max_iterations: int,
     tolerance_esds: float,
     progress: Callable[[Step, Any], None] | None = None,
+    damping: float = FIRST_DAMPING,
 ) -> Solution:
-    """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit."""
-    damping, growth = FIRST_DAMPING, 2.0
+    """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit;
+    `damping` is that of the first step."""
+    growth = 2.0
     state = problem.start(x)
     history: list[Step] = []
     sizes: list[float] = []

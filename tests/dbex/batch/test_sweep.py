@@ -2,9 +2,11 @@
 
 import csv
 import hashlib
+import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from dxtbx.model import Crystal
 from dxtbx.model.experiment_list import ExperimentList
 
 from dbex.batch.ledger import FILE, Ledger, State
+from dbex.cli.refine_joint import main as refine_jointly
+from dbex.errors import BadInput
 from tests.conftest import ROOT
 from tests.tolerances import WORKER_MEMORY_MB
 
@@ -64,10 +68,12 @@ def stills(serial_files, tmp_path_factory):
     return [f"{folder}/shot*.expt", f"{folder}/shot*.refl", str(serial_files.mtz), f"mask={serial_files.mask}", *QUICK]
 
 
-def start(stills, folder, nproc):
+def start(stills, folder, nproc, *before):
     words = [sys.executable, "-m", "dbex.cli.refine_many", *stills, f"nproc={nproc}", f"output.directory={folder}"]
+    words = [*before, *words, *(["executor=mpi"] if before else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=bool(before))
 
 
 def ended(run):
@@ -201,3 +207,46 @@ def test_what_all_stills_share_is_refused_before_any_is_refined(stills, tmp_path
     assert "expected a mask" in complaints
     assert complaints.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_of_an_mpi_job_that_is_killed_and_started_again_change_no_byte(stills, undisturbed, tmp_path):
+    folder, *_ = undisturbed
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    if shutil.which("mpiexec") is None:
+        pytest.skip("there is no mpiexec")
+    ranks = ("mpiexec", "--allow-run-as-root", "--oversubscribe", "-n", "2")
+    run = start(stills, tmp_path / "run", 1, *ranks)
+    until(tmp_path / "run", lambda states: State.REFINED in states)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate(timeout=PATIENCE_S)
+    status, told, _ = ended(start(stills, tmp_path / "run", 1, *ranks))
+    assert status == 1
+    assert "9 stills: 4 refined, 5 bad input" in told
+    assert results(tmp_path / "run") == results(folder)
+
+
+@pytest.mark.slow
+def test_a_joint_refinement_goes_on_from_what_a_sweep_has_refined(undisturbed, tmp_path, capsys):
+    """With the files that the sweep names, from its crystals, in its folder; the broken stills are none of it."""
+    swept = tmp_path / "run"
+    shutil.copytree(undisturbed[0], swept)
+    assert refine_jointly([str(swept), "d_min=4", "nproc=2"]) == 0
+    told = capsys.readouterr().out
+    content = json.loads((swept / "joint" / "joint.json").read_text(encoding="utf-8"))
+    assert content["converged"]
+    assert content["sweep"]["states"] == {"refined": GOOD, "bad input": len(BROKEN)}
+    assert [still["index"] for still in content["stills"]] == list(range(GOOD))
+    crystals = ExperimentList.from_file(str(swept / "refined_000.expt"), check_format=False).crystals()
+    edges = [crystal.get_unit_cell().parameters()[0] for crystal in crystals]
+    cell = next(e for e in content["shared"] if e["name"] == "cell_a")
+    assert cell["before"] == pytest.approx(edges[0], abs=1e-9)
+    assert "refined by itself" in told
+    assert not list(swept.glob(".joint*")), "what is kept between runs goes when one ends"
+    with pytest.raises(BadInput, match=r"mask is given beside .* leave it out"):
+        refine_jointly([str(swept), "mask=another.pkl"])
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="expected the folder of a sweep"):
+        refine_jointly([str(tmp_path)])

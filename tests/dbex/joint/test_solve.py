@@ -42,7 +42,7 @@ def test_together_the_stills_say_more_than_any_of_them_alone(drawn_jointly):
     joint = drawn_jointly.joint
     together = np.sqrt(np.diag(joint.covariance))
     for told in joint.state.visited:
-        assert (together < np.sqrt(np.diag(np.linalg.inv(told.reduced.matrix)))).all()
+        assert (together < np.sqrt(np.diag(np.linalg.inv(drawn_jointly.visitor.said(told.index).matrix)))).all()
 
 
 def test_every_still_ends_with_the_same_detector(drawn_jointly):

@@ -15,7 +15,7 @@ from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
 from tests.dbex.refinement.closed_form import truth_of
 from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference
-from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, TRUTH_ESDS
+from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, SCALED_TOGETHER, TRUTH_ESDS
 
 #: Relative error of a mean |F|²: taken for a scale, its square would be a quarter.
 ERROR_OF_F2 = 0.5
@@ -46,6 +46,24 @@ def test_the_amplitude_follows_crystal_and_beam_as_its_derivatives_say(still):
 def columns_of(fit: Objective, x: torch.Tensor):
     columns, _ = fit._by_x(x)
     return columns
+
+
+def test_wavelength_and_crystal_scaled_together_capture_as_many_photons(still):
+    """No pixel sees that scale, so the errors of |F|² may not see it either: they would pull it away from its prior."""
+    truth = truth_of(still, Settings(beam=("wavelength",)))
+    spots = observed_predictions(still, truth.models)
+    fit = objective_for(still, truth.map, shoeboxes(still, spots, spots), ModelError(0.1))
+    x = truth.zero
+    # the scale holds the volume of the reciprocal cell
+    by_name = {"wavelength": 1.0, "cell_a": 1.0, "cell_b": 1.0, "cell_c": 1.0, "domain_size": 1.0, "scale": -3.0}
+    direction = torch.tensor([by_name.get(p.name, 0.0) for p in truth.map.parameters], dtype=torch.float64)
+    along = fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x)) @ direction
+    assert fit.map.crystal.b_factor_A2 == 0
+    assert float(along.abs().max()) < SCALED_TOGETHER
+    assert (
+        float(fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x))[:, fit.map.place("wavelength")].abs().max())
+        > 1
+    )
 
 
 def test_structure_factors_that_are_half_wrong_leave_the_scale_where_it_is(drawn):
