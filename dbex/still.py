@@ -89,7 +89,8 @@ class Still:
 
     `held_out` (m,) marks amplitudes whose reflections get no box, to judge a fit by that never saw them; as neighbours
     they keep their place and their tails. `others` are further lattices on the same image, None where it has one alone
-    or nothing is known of them yet. `mask_check` is None where no mask was given.
+    or nothing is known of them yet. `mask_check` is None where no mask was given, `d_min_A` the resolution to which its
+    pixels show reflections, None where nobody has looked.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Still:
     held_out: Bools | None = None
     others: OtherLattices | None = None
     mask_check: MaskCheck | None = None
+    d_min_A: float | None = None
 
 
 @dataclass(frozen=True)

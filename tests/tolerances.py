@@ -205,6 +205,11 @@ WORKER_MEMORY_MB = 1000.0
 
 #: The joint step against the dense system's, in esds: what is asked for. Rounding of systems of condition 1e6 is 1e-10.
 DENSE_ESDS = 1e-8
+#: A still shows a reflection on the Ewald sphere about every 3 % of spacing at 1.6 Å, weak ones among them.
+RESOLUTION_RELATIVE = 0.04
+#: A still cut into 256 panels loses its spots on the cuts, a third of them: √(esd_cut² - esd²) is then 0.7 esds of the
+#: whole one; three of these.
+CUT_ESDS = 2.1
 #: Five shared numbers of one fixed seed against their esds.
 JOINT_ESDS = 3.5
 #: What the process that sums holds of a still between visits: some numbers and its name.

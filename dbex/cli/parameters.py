@@ -40,7 +40,8 @@ trusted_max = None
           "range that the experiment states."
 d_min = None
   .type = numeric(above=0)
-  .help = "Leave out reflections of a finer resolution, in Å. None goes a little beyond the indexed spots."
+  .help = "Leave out reflections of a finer resolution, in Å. None finds in the pixels where they end, by their"
+          "mean signal over noise."
 compile = *auto yes no
   .type = choice
   .help = "Whether the passes over pixels run compiled: yes compiles them first where this machine has not yet (once,"

@@ -14,7 +14,7 @@ import numpy as np
 
 from dbex.errors import BadInput
 from dbex.refinement.light import bragg_light
-from dbex.refinement.refine import Fitted, Reports, concluded, rough_fit, with_terms
+from dbex.refinement.refine import Fitted, Reports, concluded, rough_fit, to_the_end, with_terms
 from dbex.refinement.rounds import (
     CONVERGED_ESDS,
     FIRST_ROUNDS,
@@ -45,14 +45,14 @@ def refine_lattices(
     stands why, and the others go on without it."""
     reports = [Reports(progress, f"{still.name}: ") for still in stills]
     fits = [attempt(rough_fit, still, settings, report) for still, report in zip(stills, reports, strict=True)]
-    lights = [light(fit, stills, settings) for fit in fits]
+    lights = [light(fit, fits, settings) for fit in fits]
     # all see the others as they were alone: what is chosen does not depend on who comes first
     fits = [
         fit if isinstance(fit, BadInput) else attempt(enriched, fit, others(lights, i), settings, reports[i])
         for i, fit in enumerate(fits)
     ]
-    lights = [light(fit, stills, settings) for fit in fits]
-    moved = take_turns(fits, lights, stills, settings, reports)
+    lights = [light(fit, fits, settings) for fit in fits]
+    moved = take_turns(fits, lights, settings, reports)
     refined: list[Refined | BadInput] = []
     for i, report in enumerate(reports):
         # nothing of a fit stays once it is concluded: its pixels are in the tables
@@ -72,11 +72,12 @@ def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | BadI
         return error.with_traceback(None)
 
 
-def light(fit: Fitted | BadInput, stills: Sequence[Still], settings: Settings) -> Light:
+def light(fit: Fitted | BadInput, fits: Sequence[Fitted | BadInput], settings: Settings) -> Light:
     """The Bragg light of a fit, to the finest resolution that any lattice is looked at; None where it failed."""
     if isinstance(fit, BadInput):
         return None
-    return bragg_light(fit.still, fit.final, min(resolution_limit(still, settings) for still in stills))
+    limits = [resolution_limit(other.still, settings) for other in fits if isinstance(other, Fitted)]
+    return bragg_light(fit.still, fit.final, min(limits))
 
 
 def others(lights: Sequence[Light], i: int) -> OtherLattices | None:
@@ -89,7 +90,8 @@ def others(lights: Sequence[Light], i: int) -> OtherLattices | None:
 
 def enriched(fit: Fitted, beside: OtherLattices | None, settings: Settings, report: Progress) -> Fitted:
     """The terms that the data ask for once the other lattices are accounted for."""
-    return with_terms(turn(fit, beside, settings, report, FIRST_ROUNDS, ROUGH_ESDS), settings, report)
+    beside_others = turn(fit, beside, settings, report, FIRST_ROUNDS, ROUGH_ESDS)
+    return with_terms(to_the_end(beside_others, settings), settings, report)
 
 
 def turn(
@@ -113,7 +115,6 @@ def turn(
 def take_turns(
     fits: list[Fitted | BadInput],
     lights: list[Light],
-    stills: Sequence[Still],
     settings: Settings,
     reports: Sequence[Progress],
 ) -> list[float]:
@@ -126,7 +127,7 @@ def take_turns(
             if isinstance(fit, BadInput) or beside is None:
                 continue
             fits[i] = now = attempt(turn, fit, beside, settings, reports[i])
-            lights[i] = light(now, stills, settings)
+            lights[i] = light(now, fits, settings)
             moved[i] = 0.0 if isinstance(now, BadInput) else in_esds(fit, now)
         if max(moved) < SETTLED_ESDS:
             break

@@ -7,6 +7,7 @@ import numpy as np
 
 from dbex.refinement.conclude import conclude
 from dbex.refinement.hot_pixels import without_hot_pixels
+from dbex.refinement.resolution import looked_for_limit
 from dbex.refinement.rounds import (
     FIRST_ROUNDS,
     ROUGH_ESDS,
@@ -67,7 +68,15 @@ def concluded(fitted: Fitted, settings: Settings, report: Reports) -> Refined:
 
 def fit_still(still: Still, settings: Settings, report: Progress) -> Fitted:
     """The rounds of `refine_still`, without what follows from them."""
-    return with_terms(rough_fit(still, settings, report, thin=True), settings, report)
+    return with_terms(to_the_end(rough_fit(still, settings, report, thin=True), settings), settings, report)
+
+
+def to_the_end(fitted: Fitted, settings: Settings) -> Fitted:
+    """The fit with the resolution limit that the pixels show, for the rounds that follow."""
+    began = time.perf_counter()
+    still = looked_for_limit(fitted.still, settings, fitted.final)
+    seconds = fitted.seconds | {"resolution": time.perf_counter() - began}
+    return replace(fitted, still=still, seconds=seconds)
 
 
 def rough_fit(still: Still, settings: Settings, report: Progress, thin: bool = False) -> Fitted:

@@ -27,8 +27,8 @@ Progress = Callable[[Iteration], None]
 
 #: Reflections within this many widths of the Ewald sphere have boxes; those within the second send tails into them.
 K_BOXES, K_TAILS = 3.0, 4.0
-#: The finest resolution looked at, over that which 95 % of the indexed spots reach.
-BEYOND_SPOTS = 0.85
+#: The part of the indexed spots whose resolution is their reach, and how far beyond it is looked before pixels tell.
+REACHING, BEYOND_SPOTS = 0.95, 0.85
 #: Relative error of F² while the scale and the widths are still rough.
 ROUGH_MODEL_ERROR = ModelError(1.0)
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
@@ -115,15 +115,23 @@ def with_widths(map: Parametrisation, found: Search | None) -> Parametrisation:
 
 
 def resolution_limit(still: Still, settings: Settings) -> float:
-    """d_min: as asked, else a little beyond the indexed spots, never beyond the amplitudes."""
-    finest = 1 / float(np.linalg.norm(_q_of(still, still.amplitudes.hkl), axis=1).max())
-    if settings.d_min is not None:
-        return max(settings.d_min, finest)
-    spots = np.linalg.norm(_q_of(still, still.observed.hkl), axis=1)
-    return max(finest, BEYOND_SPOTS / float(np.quantile(spots, 0.95)))
+    """d_min: as asked, else as the pixels showed, else a little beyond the indexed spots; never beyond the
+    amplitudes."""
+    wanted = settings.d_min or still.d_min_A or BEYOND_SPOTS * reach_of_spots(still)
+    return max(wanted, finest_listed(still))
 
 
-def _q_of(still: Still, hkl: Ints) -> Floats:
+def finest_listed(still: Still) -> float:
+    """The smallest spacing (Å) among the amplitudes."""
+    return 1 / float(np.linalg.norm(q_of(still, still.amplitudes.hkl), axis=1).max())
+
+
+def reach_of_spots(still: Still) -> float:
+    """The spacing (Å) that `REACHING` of the indexed spots reach."""
+    return 1 / float(np.quantile(np.linalg.norm(q_of(still, still.observed.hkl), axis=1), REACHING))
+
+
+def q_of(still: Still, hkl: Ints) -> Floats:
     """Scattering vectors (n, 3) under the model that was read."""
     return hkl @ np.asarray(still.experiment.crystal.get_A()).reshape(3, 3).T
 
@@ -230,9 +238,9 @@ def predicted_objective(
     return objective_for(still, map, boxes, model_error, x), chosen
 
 
-def with_boxes(still: Still, everything: Predictions) -> Bools:
+def with_boxes(still: Still, everything: Predictions, k_max: float = K_BOXES) -> Bools:
     """Which predictions (n,) get a box: those that are near enough to the Ewald sphere and not held out."""
-    near = np.abs(everything.k) < K_BOXES
+    near = np.abs(everything.k) < k_max
     return near if still.held_out is None else near & ~still.held_out[everything.index]
 
 

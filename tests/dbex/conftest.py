@@ -14,7 +14,10 @@ from tests.conftest import ROOT, SHARED
 # What DIALS imports warns while it is compiled, as old escape sequences do: that is not ours to mend.
 with warnings.catch_warnings(), suppress(ImportError):
     warnings.simplefilter("ignore")
-    for module in ("dials.array_family.flex", "dxtbx.format.Registry", "dxtbx.model.experiment_list", "iotbx.mtz"):
+    for module in (
+        *("dials.array_family.flex", "dxtbx.format.Registry", "dxtbx.format.FormatNXmx"),
+        *("dxtbx.model.experiment_list", "iotbx.mtz"),
+    ):
         importlib.import_module(module)
 
 
