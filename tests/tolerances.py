@@ -229,3 +229,10 @@ MERGED_BIAS = 0.01
 
 #: A traced pixel against the models' image: the same operations on one pixel as on many, summed in another order.
 TRACED_RELATIVE = 1e-12
+
+# --- acceptance ----------------------------------------------------------------------------------------------------
+
+#: Median correlation of the spots of golden images: what is asked for; measured 1 - 1e-15.
+GOLDEN_ROI_CC = 0.9999
+#: A correlation, a mean or a variance of 60,000 independent draws with fixed seeds, in its own standard errors.
+UNCORRELATED_SIGMAS = 4.0
