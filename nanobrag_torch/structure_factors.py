@@ -63,7 +63,8 @@ def tricubic(factors: StructureFactors, hkl: Tensor) -> tuple[Tensor, Tensor]:
     """|F| (...) between nodes, at fractional `hkl` (..., 3), by the 4 x 4 x 4 Lagrange polynomial.
 
     Its nodes are floor(hkl) - 1 … floor(hkl) + 2. Where one of the 64 lies outside the grid the nearest node's |F|, or
-    `default_F`, is returned instead; the second result (...), bool, says where.
+    `default_F`, is returned instead; one inside that was not listed counts as `default_F`. The second result (...),
+    bool, says where either happened, so that no `default_F` enters unseen.
     """
     base = torch.floor(hkl.detach())
     weights = _lagrange_weights(hkl - base)
@@ -79,7 +80,14 @@ def tricubic(factors: StructureFactors, hkl: Tensor) -> tuple[Tensor, Tensor]:
             line = sum(weights[k][..., 2] * flat[torch.clamp(row + k, max=last)] for k in range(4))
             total = total + weights[i][..., 0] * weights[j][..., 1] * line
     fallback = nearest(factors, torch.ceil(hkl.detach() - 0.5))
-    return torch.where(inside, total, fallback), ~inside
+    whole = inside & _complete(factors.known).reshape(-1)[slot]
+    return torch.where(inside, total, fallback), ~whole
+
+
+def _complete(known: Tensor) -> Tensor:
+    """Whether the 4 x 4 x 4 entries from each one on are all listed (nh, nk, nl); nothing is beyond the grid's end."""
+    missing = torch.nn.functional.pad((~known).to(torch.float32)[None, None], (0, 3) * 3, value=1.0)
+    return torch.nn.functional.max_pool3d(missing, 4, stride=1)[0, 0] == 0
 
 
 def _lagrange_weights(x: Tensor) -> list[Tensor]:
