@@ -236,3 +236,9 @@ TRACED_RELATIVE = 1e-12
 GOLDEN_ROI_CC = 0.9999
 #: A correlation, a mean or a variance of 60,000 independent draws with fixed seeds, in its own standard errors.
 UNCORRELATED_SIGMAS = 4.0
+#: d of a reflection and of its equivalent: a few operations in double precision.
+SAME_RESOLUTION = 1e-12
+#: An amplitude that went through an MTZ file, which keeps single precision.
+MTZ_RELATIVE = 1e-6
+#: Parts of some 500 drawn intensities within one and two esds: three standard errors of their counts.
+COVERAGE_68_OF_INTENSITIES, COVERAGE_95_OF_INTENSITIES = 0.06, 0.03

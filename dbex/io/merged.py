@@ -14,14 +14,28 @@ PROJECT, CRYSTAL, DATASET = "dbex", "joint", "joint"
 
 
 def in_asymmetric_unit(hkl: Ints, space_group: str) -> tuple[Ints, Ints]:
-    """Each reflection (n, 3) moved into the asymmetric unit, and its number of symmetry (n,), odd for I(+)."""
+    """Each reflection (n, 3) moved into the asymmetric unit, and its number of symmetry (n,), odd for I(+) and for
+    what is its own mate."""
     group = gemmi.SpaceGroup(space_group)
     unit, operations = gemmi.ReciprocalAsu(group), group.operations()
     unique, place = np.unique(hkl, axis=0, return_inverse=True)
     moved = [unit.to_asu(indices, operations) for indices in unique.tolist()]
     where = np.array([indices for indices, _ in moved], dtype=np.int64).reshape(-1, 3)
-    number = np.array([isym for _, isym in moved], dtype=np.int64)
+    pairs = zip(unique.tolist(), moved, strict=True)
+    number = np.array([_symmetry(indices, asu, isym, operations) for indices, (asu, isym) in pairs], dtype=np.int64)
     return where[place.reshape(-1)], number[place.reshape(-1)]
+
+
+def _symmetry(hkl: list[int], asu: list[int], isym: int, operations: Any) -> int:
+    """The number of an operation without inversion that moves hkl there, if there is one, else `isym`.
+
+    gemmi takes the first that it meets, so that a centric reflection and its mate, which are one, would stay apart.
+    """
+    if isym % 2 == 0:
+        for place, operation in enumerate(operations.sym_ops):
+            if operation.apply_to_hkl(hkl) == asu:
+                return 2 * place + 1
+    return isym
 
 
 def groups_of(hkl: Ints, isym: Ints) -> tuple[Ints, Ints]:
