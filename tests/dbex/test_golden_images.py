@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from nanobrag_torch.mosaic import seeded_rotations
 from tests.golden.cases import ALL, FOLDER, JUDGED, LATER, QUIRKS, named
 from tests.golden.judging import computed, largest_difference, rois
 from tests.reports import acceptance_report
-from tests.tolerances import GOLDEN_FAINT, GOLDEN_ROI_CC
+from tests.tolerances import GOLDEN_FAINT, GOLDEN_ROI_CC, SEEDED_MATRIX
 
+DRAWN = [name for name in JUDGED if "mosaic_rotations" in ALL[name]]
 REALISTIC = [name for name in JUDGED if name.startswith("realistic")]
 
 
@@ -51,6 +54,17 @@ class TestDB_AT_001_Golden:
             values["spots"], values["median correlation"], values["lowest"] = len(cc), np.median(cc), min(cc)
             assert len(cc) > 30
             assert values["median correlation"] >= GOLDEN_ROI_CC
+
+    @pytest.mark.parametrize("name", named(DRAWN))
+    def test_db_at_001_seeded_domains_are_those_of_the_c_program(self, name, folder):
+        argv, path = ALL[name]["argv"], folder / ALL[name]["mosaic_rotations"]
+        seed = int(argv[argv.index("-mosaic_seed") + 1]) if "-mosaic_seed" in argv else -12345678
+        tolerances = {"absolute": SEEDED_MATRIX}
+        with acceptance_report("DB-AT-001", f"{name}_domains", tolerances=tolerances, inputs=[path]) as values:
+            expected = torch.as_tensor(np.load(path))
+            drawn = seeded_rotations(float(argv[argv.index("-mosaic") + 1]), len(expected), seed)
+            values["domains"], values["largest difference"] = len(expected), (drawn - expected).abs().max()
+            assert values["largest difference"] <= SEEDED_MATRIX
 
     @pytest.mark.skipif(not ALL, reason=f"{FOLDER} is absent")
     def test_db_at_001_every_image_is_judged_or_left_out_by_name(self):

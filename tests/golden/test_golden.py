@@ -1,11 +1,10 @@
-"""The sampled sum and what the C program gets wrong, single precision, and its seeded domains; that every image is
-reproduced is DB-AT-001, in tests/dbex/test_golden_images.py."""
+"""The sampled sum in single precision, and what the C program gets wrong; that every image is reproduced is DB-AT-001,
+in tests/dbex/test_golden_images.py."""
 
 import numpy as np
 import pytest
 import torch
 
-from nanobrag_torch.mosaic import seeded_rotations
 from tests import tolerances
 from tests.golden.cases import ALL, JUDGED, LATER, QUIRKS, named
 from tests.golden.judging import computed, largest_difference
@@ -33,16 +32,3 @@ def test_every_golden_case_is_judged_or_left_out_by_name():
     assert set(JUDGED) | set(LATER) | set(QUIRKS) == set(ALL)
     assert all(not ALL[name]["imitate"] for name in QUIRKS)
     assert all(ALL[name]["imitate"] for name in JUDGED)
-
-
-DRAWN = {name: ALL[name] for name in JUDGED if "mosaic_rotations" in ALL[name]}
-
-
-@pytest.mark.parametrize("name", named(DRAWN))
-def test_seeded_domains_are_those_of_the_c_program(name, golden_folder):
-    argv = ALL[name]["argv"]
-    spread = float(argv[argv.index("-mosaic") + 1])
-    seed = int(argv[argv.index("-mosaic_seed") + 1]) if "-mosaic_seed" in argv else -12345678
-    expected = torch.as_tensor(np.load(golden_folder / ALL[name]["mosaic_rotations"]))
-    drawn = seeded_rotations(spread, len(expected), seed)
-    assert (drawn - expected).abs().max() <= tolerances.SEEDED_MATRIX
