@@ -242,3 +242,10 @@ SAME_RESOLUTION = 1e-12
 MTZ_RELATIVE = 1e-6
 #: Parts of some 500 drawn intensities within one and two esds: three standard errors of their counts.
 COVERAGE_68_OF_INTENSITIES, COVERAGE_95_OF_INTENSITIES = 0.06, 0.03
+#: Shared numbers of a fixed seed against the truth: what is asked for.
+TRUTH_OF_SHARED_ESDS = 3.0
+#: Part of some 200 merged means within one esd: three standard errors of the count; and within three, all but those of
+#: tails that means of one or two observations have.
+COVERAGE_68_OF_MEANS, WITHIN_THREE_ESDS = 0.1, 0.98
+#: A still with a spoilt spot or pixel against the untouched one, in esds, where its fit is called good.
+SAME_NUMBER_ESDS = 4.0

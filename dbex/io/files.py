@@ -1,6 +1,10 @@
 """The edge where files enter: they exist, and what their reader says of them becomes one sentence."""
 
+import contextlib
+import faulthandler
 import functools
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +36,22 @@ def reading(path: str | Path, kind: str) -> Iterator[Path]:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         message = f"{file} cannot be read as {kind}: it is truncated, damaged or of another kind ({said})"
         raise BadInput(f"{message}; write it again") from error
+
+
+def survives(read: Callable[[str], object], path: str | Path) -> bool:
+    """Whether a reader in C++ ends when it is given a file, be it with an exception, or kills its process.
+
+    It is tried in a copy of this process, since what is damaged may crash it where no exception can be caught.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of this process: the copy does nothing but read
+        child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        with contextlib.suppress(BaseException):
+            read(str(path))
+        os._exit(0)
+    return not os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def kept_while_unchanged(read: Reader[Choices, Content]) -> Reader[Choices, Content]:

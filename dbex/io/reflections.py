@@ -8,7 +8,7 @@ from dials.array_family import flex
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
-from dbex.io.files import reading
+from dbex.io.files import reading, survives
 from dbex.still import Ints, Observed
 
 KIND = "a reflection table (.refl)"
@@ -17,7 +17,12 @@ KIND = "a reflection table (.refl)"
 def read_table(path: str | Path) -> Any:
     """The whole flex.reflection_table of a file. Raises BadInput for what is none, and where a column is missing."""
     with reading(path, KIND) as file:
+        if not survives(flex.reflection_table.from_file, file):
+            raise BadInput(
+                f"{file} cannot be read as {KIND}: it is damaged so that DIALS' reader breaks; write it again"
+            )
         table = flex.reflection_table.from_file(str(file))
+        _ = list(table.keys()), dict(table.experiment_identifiers())  # names that are no text are told here
     for column in ("miller_index", "id", "panel", "xyzobs.px.value"):
         if column not in table:
             raise BadInput(f"{path} has no column {column}: expected indexed reflections; run dials.index on it")
