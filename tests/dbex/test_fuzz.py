@@ -106,11 +106,15 @@ def refined_once(tmp_path_factory):
 
 
 def moved_by(content, expected):
-    """How far each number is from that of the untouched still, in esds; the start does not count."""
-    right = {e["name"]: e for e in expected["estimates"]}
-    ours = {e["name"]: e for e in content["estimates"]}
-    names = [name for name in ours if name in right and not name.startswith("misset")]
-    return {
-        name: abs((ours[name]["after"]) - right[name]["after"]) / max(ours[name]["esd"], right[name]["esd"])
-        for name in names
+    """How far each number is from that of the untouched still, in esds; of shifts, which count from the start that may
+    be spoilt, where the panel stands in the end."""
+    right, ours = ({e["name"]: e for e in one["estimates"]} for one in (expected, content))
+    told = {
+        name: abs(ours[name]["after"] - right[name]["after"]) / max(ours[name]["esd"], right[name]["esd"])
+        for name in ours.keys() & right.keys()
+        if not name.startswith(("misset", "shift"))
     }
+    places = [one["models"]["after"]["detector"][0] for one in (expected, content)]
+    for name, edge in (("shift_fast", "origin_fast_mm"), ("shift_slow", "origin_slow_mm")):
+        told[name] = abs(places[0][edge] - places[1][edge]) / right[name]["esd"]
+    return told
