@@ -35,6 +35,7 @@ LAYERS = {
         *("nanobrag_torch.config", "dxtbx", "dials", "cctbx", "scitbx", "iotbx", "libtbx", "gemmi", "h5py"),
     ),
     "dbex.scoring": ("dbex.errors", "dbex.still", "nanobrag_torch.config", "numpy"),
+    "dbex.scatter": ("dbex.still", "numpy"),
     "dbex.background": ("dbex.rois", "dbex.errors", "dbex.still", "numpy", "scipy"),
     "dbex.rois": ("dbex.errors", "dbex.still", "nanobrag_torch", "numpy", "scipy", "torch"),
     "dbex.spot_widths": ("dbex.rois", "dbex.still", "nanobrag_torch.config", "numpy"),
@@ -63,7 +64,8 @@ LAYERS = {
         *("nanobrag_torch.config", "nanobrag_torch.panel", "numpy", "scipy", "torch"),
     ),
     "dbex.report": (
-        *("dbex.refinement", "dbex.scoring", "dbex.errors", "dbex.still", "numpy", "matplotlib", "jinja2"),
+        *("dbex.refinement", "dbex.scoring", "dbex.scatter", "dbex.errors", "dbex.still"),
+        *("numpy", "matplotlib", "jinja2"),
         "nanobrag_torch.config",
     ),
     "dbex.memory": (),

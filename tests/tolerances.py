@@ -249,3 +249,14 @@ TRUTH_OF_SHARED_ESDS = 3.0
 COVERAGE_68_OF_MEANS, WITHIN_THREE_ESDS = 0.1, 0.98
 #: A still with a spoilt spot or pixel against the untouched one, in esds, where its fit is called good.
 SAME_NUMBER_ESDS = 4.0
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+#: Pictures are compared as the means of blocks of so many pixels, as an eye that stands back does: letters of another
+#: version of the font or of FreeType move by a pixel and keep their blocks.
+PICTURE_BLOCK = 16
+#: The rms difference of blocks, of the whole range of a colour. Another font (DejaVu Serif for Sans) makes 0.011, a
+#: wrong sign of Z, a wrong variance or a shifted model 0.11 and more in the histogram, 0.03 in the profile.
+PICTURE_DIFFERENCE = 0.015
+#: Mean and sigma of Z of 6400 pixels: 0.0125 and 0.009, times three; and half a percent for Poisson's law.
+Z_SIGMA = 0.04

@@ -14,6 +14,7 @@ from typing import Any
 from dbex.batch.ledger import SET, Entry, Ledger, State
 from dbex.batch.sweep import result_file
 from dbex.io.atomic import sync
+from dbex.io.files import reading
 from dbex.io.spool import Spooled, read_result, write_set
 
 TABLE = "stills.csv"
@@ -71,11 +72,27 @@ def results_of(places: list[Place], stem: str) -> Iterator[Spooled]:
     for index, place in enumerate(places):
         result = read_result(place.file, place.lattice)
         place.row.update({"set": stem, "id": index})
+        place.row.update(orientation(result.experiment.crystal))
         for estimate in result.told["estimates"]:
             unit = f" ({estimate['unit']})" if estimate["unit"] not in ("", "1") else ""
             place.row[estimate["name"] + unit] = estimate["after"]
             place.row[f"esd of {estimate['name']}"] = estimate["esd"]
         yield result
+
+
+def orientation(crystal: Any) -> dict[str, float]:
+    """The elements of a dxtbx crystal's U by the names of their columns."""
+    names = [f"U_{row}{column}" for row in (1, 2, 3) for column in (1, 2, 3)]
+    return dict(zip(names, crystal.get_U(), strict=True))
+
+
+def read_table(folder: Path) -> list[dict[str, str]]:
+    """The rows of the table that a sweep left in `folder`; raises BadInput."""
+    with (
+        reading(folder / TABLE, "the table of a sweep (stills.csv)") as file,
+        file.open(encoding="utf-8", newline="") as stream,
+    ):
+        return list(csv.DictReader(stream))
 
 
 def write_table(rows: Path, columns: list[str], file: Path) -> None:

@@ -99,12 +99,24 @@ def begin(folder: Path, ledger: Ledger, pairs: list[Pair], asked: Asked) -> None
         )
     ledger.remember("asked", plain)
     ledger.remember("shared", asdict(asked.shared))
+    ledger.remember("settings", asdict(asked.settings))
     ledger.enlist(tasks_of(pairs))
     ledger.remember("began", time.time())
     ledger.remember("owner", f"process {os.getpid()} on {platform.node()}")
     for state in (State.RUNNING, State.LOST, *WITH_RESULT):
         for task in ledger.tasks(state):
             recover(folder, ledger, task, state)
+
+
+def asked_before(ledger: Ledger) -> Asked:
+    """What the run of a ledger was asked to do. Raises BadInput for the ledger of an earlier version."""
+    shared, settings = ledger.fact("shared"), ledger.fact("settings")
+    if shared is None or settings is None:
+        raise BadInput(f"{ledger.path} is of an earlier version: give its dbex.refine_many command once more")
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return Asked(Shared(**shared), Settings(**plain))
 
 
 def recover(folder: Path, ledger: Ledger, task: Task, state: State) -> None:

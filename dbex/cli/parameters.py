@@ -170,6 +170,28 @@ output {
 #: What only many stills tell.
 JOINT_ONLY = ("detector_unit", "structure_factors")
 
+REPORT_PHIL = """
+still = None
+  .type = optional_whole(minimum=0)
+  .help = "For the run of a dbex.refine_many: the number, in stills.csv, of the still that gets a page of its own."
+output {
+  html = dbex.html
+    .type = path
+    .help = "The name of each page."
+}
+"""
+
+LOOK_PHIL = """
+port = 0
+  .type = whole(minimum=0)
+  .help = "Where the page is served, on this machine alone; 0 takes any port that is free."
+output {
+  directory = None
+    .type = path
+    .help = "Write pictures (PNG) there instead of serving a page."
+}
+"""
+
 FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
 
 
@@ -221,6 +243,13 @@ class WholeConverter(NumericConverter):
         return str(value)
 
 
+class OptionalWholeConverter(WholeConverter):
+    """The same, or None."""
+
+    phil_type = "optional_whole"
+    optional = True
+
+
 class ChoiceConverter(libtbx.phil.choice_converters):
     """A phil choice that also takes `a,b`, `a+b` and `none`, and names the nearest choice for a wrong one."""
 
@@ -240,18 +269,43 @@ class ChoiceConverter(libtbx.phil.choice_converters):
         return master.customized_copy(words=words)
 
 
+def scope_of(phil: str) -> Any:
+    """A phil scope with our converters."""
+    converters = [NumericConverter, WholeConverter, OptionalWholeConverter, ChoiceConverter]
+    return libtbx.phil.parse(phil, converter_registry=libtbx.phil.extended_converter_registry(converters))
+
+
 def refine_scope(more: str = "") -> Any:
     """The phil scope of dbex.refine with its defaults, and what another command asks beside."""
-    registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
-    return libtbx.phil.parse(more + REFINE_PHIL, converter_registry=registry)
+    return scope_of(more + REFINE_PHIL)
 
 
 def joint_scope() -> Any:
     """The phil scope of dbex.refine_joint with its defaults."""
     scope = refine_scope(ENGINE_PHIL)
-    registry = libtbx.phil.extended_converter_registry([NumericConverter, WholeConverter, ChoiceConverter])
-    scope.adopt_scope(libtbx.phil.parse(JOINT_PHIL, converter_registry=registry))
+    scope.adopt_scope(scope_of(JOINT_PHIL))
     return scope
+
+
+def report_scope() -> Any:
+    """The phil scope of dbex.report with its defaults."""
+    return scope_of(REPORT_PHIL)
+
+
+def look_scope() -> Any:
+    """The phil scope of dbex.look with its defaults."""
+    return scope_of(LOOK_PHIL)
+
+
+def folder_and_others(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The one argument that is the folder of a run, and all others; raises BadInput."""
+    named = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    named = [argument for argument in named if Path(argument).suffix != ".phil"]
+    if len(named) != 1:
+        raise BadInput(f"{len(named)} folders are given: expected one, the output.directory of a run")
+    if not Path(named[0]).is_dir():
+        raise BadInput(f"{named[0]} is no folder: expected the output.directory of a run")
+    return Path(named[0]), [argument for argument in arguments if argument != named[0]]
 
 
 def interpret(arguments: Sequence[str], scope: Any = None, command: str = "dbex.refine") -> tuple[Any, str]:

@@ -231,33 +231,48 @@ def written(
     seconds: Mapping[str, float],
 ) -> Outcome:
     """Write the folder of a refined still, and tell of it in the log."""
+    from dbex.report.summary import background, left_out, table, terms
+
+    still = refined.still
+    folder = staging / f"{index:04d}_{folder_name(still.name)}"
+    folder.mkdir()
+    log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
+    log.line(background(refined.background))
+    log.line(terms(refined))
+    log.line(f"least determined: {refined.worst_direction}\n")
+    content = write_still(refined, folder, run, parameters.output.html, parameters.output.directory, seconds)
+    told = {name: content[name] for name in ("verdict", "figures")}
+    return Outcome(index, still.name, folder.name, told, content["summary"])
+
+
+def folder_name(name: str) -> str:
+    """A still's name as a folder can be called."""
+    return re.sub(r"[^\w.-]+", "_", Path(name).name).strip("._") or "still"
+
+
+def write_still(
+    refined: "Refined", folder: Path, run: "Run", page: str | None, target: str, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write all files of a refined still into `folder`, which becomes `target`, and give the content of dbex.json;
+    `page` is what the report is called, None for none."""
     from dbex.io.finished import result_of
     from dbex.io.record import record, write_record
     from dbex.io.results import write_results
     from dbex.report.figures import write_picture
     from dbex.report.page import write_page
     from dbex.report.still_page import still_page
-    from dbex.report.summary import background, left_out, summary, table, terms
+    from dbex.report.summary import summary
 
-    began, still = time.perf_counter(), refined.still
-    name = re.sub(r"[^\w.-]+", "_", Path(still.name).name).strip("._") or "still"
-    folder = staging / f"{index:04d}_{name}"
-    folder.mkdir()
+    began = time.perf_counter()
     write_results(refined, folder)
-    log.line(f"\n{table(refined)}\n\n{left_out({**still.left_out, **refined.left_out})}")
-    log.line(background(refined.background))
-    log.line(terms(refined))
-    log.line(f"least determined: {refined.worst_direction}\n")
     content = record(refined, run)
-    content["summary"] = summary(refined, parameters.output.directory)
-    result = result_of(refined, content)
-    write_picture(result, "spots.png", folder)
+    content["summary"] = summary(refined, target)
+    write_picture(result_of(refined, content), "spots.png", folder)
     content["seconds"] |= {**seconds, "writing": time.perf_counter() - began}
-    if parameters.output.html:
-        write_page(still_page(result_of(refined, content)), folder / parameters.output.html)
+    if page:
+        write_page(still_page(result_of(refined, content)), folder / page)
     write_record(content, folder)
-    told = {name: content[name] for name in ("verdict", "figures")}
-    return Outcome(index, still.name, folder.name, told, content["summary"])
+    return content
 
 
 def finish_several(outcomes: Sequence[Outcome], staging: Path, parameters: Any, run: "Run") -> tuple[str, ...]:
@@ -279,7 +294,13 @@ def finish_several(outcomes: Sequence[Outcome], staging: Path, parameters: Any, 
         }
         for outcome in outcomes
     ]
-    write_record({**provenance(run), "stills": stills}, staging)
+    content = {**provenance(run), "stills": stills}
+    if parameters.output.html:
+        from dbex.cli.pages import page_of_several
+        from dbex.report.page import write_page
+
+        write_page(page_of_several(staging, content, parameters.output.html), staging / parameters.output.html)
+    write_record(content, staging)
     lines = [f"{outcome.name}: {outcome.lines[0] if outcome.folder else 'not refined'}" for outcome in outcomes]
     return (*lines, f"{len(refined)} of {len(outcomes)} stills refined; results in {parameters.output.directory}")
 

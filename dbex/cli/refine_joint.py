@@ -54,6 +54,7 @@ options:
 Results, in output.directory (joint by default, run/joint for a sweep), which appears only once all is complete:
   joint.expt, joint.refl        every still and its reflections, updated, for DIALS
   detector.expt                 beam and detector, for dials.import reference_geometry=detector.expt
+  dbex.html                     the report: what is shared, every still, what was merged, for a browser
   joint.json                    what is shared with esds and covariance, a table of the stills, figures of merging
   unmerged.mtz, merged.mtz      full intensities: all observations, a batch a still; their means, Friedel mates apart
   dbex.json, dbex.log           how the run was started, with which programs; what was told on the way
@@ -152,10 +153,15 @@ def refine_into(staging: Path, parameters: Any, sweep: Path | None, run: Any, lo
     """Refine all stills and write the results into `staging`; gives how many stills were left out."""
     from dbex.cli.passes import prepare
     from dbex.io.record import write_record
+    from dbex.io.results import plain
     from dbex.joint.shared import Sharing
     from dbex.joint.solve import solve
     from dbex.joint.visits import Visitor
+    from dbex.report.joint_page import joint_page
+    from dbex.report.page import library_file, write_page
 
+    if parameters.output.html:
+        library_file()
     work_quietly(parameters.threads)
     refine = parameters.refine
     with kept_between_runs(parameters, run) as spool:
@@ -173,6 +179,8 @@ def refine_into(staging: Path, parameters: Any, sweep: Path | None, run: Any, lo
             tasks = [(place, joint.task(place)) for place in range(len(joint.begun))]
             ended = list(visits(Ending(visitor, models), tasks))
         content = write_joint(staging, models, visitor, joint, ended, run, states)
+    if parameters.output.html:
+        write_page(joint_page(plain(content)), staging / parameters.output.html)
     for line in lines_of(content):
         log.line(line)
     write_record({key: content[key] for key in ("command", "modified_parameters", "settings", "versions")}, staging)

@@ -44,6 +44,7 @@ options:
 Results, in output.directory:
   refined_000.expt, .refl ...   the first thousand stills, those that were refined, for DIALS; and so on
   doubtful_000.expt, .refl ...  the same of stills whose fit is poor or has not converged
+  dbex.html                     the report: outcomes, distributions, outliers, a table, for a browser
   stills.csv                    a row for every still: state, reason, figures, parameters with esds
   dbex.json                     the parameters, the files and the versions, and how many stills ended how
   dbex.log, ledger.sqlite       what happened when; seconds and memory of every still
@@ -83,10 +84,13 @@ def refine_many(arguments: Sequence[str]) -> int:
     require_files(parameters)
     from dbex.batch.enlist import pairs_of
     from dbex.batch.sweep import begin, opened
+    from dbex.report.page import library_file
 
     pairs = pairs_of(files[".expt"], files[".refl"])
     asked, folder = asked_of(parameters), Path(parameters.output.directory)
     check_shared(asked, pairs)
+    if parameters.output.html:
+        library_file()
 
     def lead(ranks: "Engine | None") -> int:
         with opened(folder) as ledger, closing(Log(folder / "dbex.log", "a")) as log:
@@ -112,6 +116,7 @@ def finished(
     from dbex.batch.compose import compose
     from dbex.batch.sweep import sweep
     from dbex.cli.passes import prepare
+    from dbex.report.page import write_page
 
     try:
         if left := ledger.pace().left:
@@ -120,6 +125,10 @@ def finished(
             with engine_of(parameters, folder, ranks) as engine, closing(PaceDisplay(log)) as display:
                 sweep(folder, ledger, engine, asked, display)
         compose(folder, ledger)
+        if parameters.output.html:
+            from dbex.cli.pages import page_of_sweep
+
+            write_page(page_of_sweep(folder, parameters.output.html), folder / parameters.output.html)
     except KeyboardInterrupt:
         log.failure(f"{COMMAND}: interrupted: {counted(ledger.pace())}; the same command goes on")
         return 130

@@ -17,9 +17,9 @@ RECORD, PIXELS = "dbex.json", "pixels.h5"
 Table = TypeVar("Table", BoxTable, PixelTable)
 
 
-def read_content(folder: Path) -> dict[str, Any]:
-    """The content of a folder's dbex.json; raises BadInput."""
-    with reading(folder / RECORD, "what a run of DBEX left (dbex.json)") as file:
+def read_content(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """The content of a folder's dbex.json, or of another record; raises BadInput."""
+    with reading(folder / name, f"what a run of DBEX left ({name})") as file:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 

@@ -22,7 +22,7 @@ BESIDE_PACKAGE, OF_DEBIAN = Path("package_data/plotly.min.js"), Path("/usr/share
 #: How hard to compress the library: a tenth of a second, and 2.9 MB of the page in Debian's version.
 LIBRARY_LEVEL, PAYLOAD_LEVEL = 3, 6
 #: Numbers of figures are written with so many digits.
-DIGITS = 6
+DIGITS = 8
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ STATES = {
     "reached. Intensities can be used; esds allow for the misfit.",
     "incomplete": "Model and pixels agree, but something that was held is wrong, and what moved makes up for it: do "
     "not trust the numbers before it is refined too. What to do is said below.",
-    "poor": "The model does not explain the pixels. Do not use parameters or intensities before the reason is found: "
-    "it is named below, and the worst spots show it.",
+    "poor": "The fit cannot be used: pixels or intensities contradict the model. Do not use parameters or intensities "
+    "before the reason is found; it is named below, and the worst spots may show it.",
     "not converged": "The solver stopped before it had an answer: numbers and esds are those of the way, not of the "
     "end.",
 }
@@ -90,9 +90,15 @@ def lead(content: dict[str, Any]) -> tuple[str, ...]:
     """Reasons and advice as sentences."""
     verdict = content["verdict"]
     told = verdict["reasons"] and verdict["state"] != "good"
-    reasons = [f"Why: {'; '.join(verdict['reasons'])}."] if told else []
-    advice = [f"What to do: {'; '.join(verdict['advice'])}."] if verdict["advice"] else []
+    reasons = [sentence("Why", verdict["reasons"])] if told else []
+    advice = [sentence("What to do", verdict["advice"])] if verdict["advice"] else []
     return (*reasons, *advice)
+
+
+def sentence(beginning: str, parts: list[str]) -> str:
+    """Parts as one sentence."""
+    text = f"{beginning}: {'; '.join(parts)}"
+    return text if text.endswith(("?", ".")) else f"{text}."
 
 
 def quality(content: dict[str, Any]) -> Table:

@@ -282,7 +282,7 @@ def test_several_stills_have_a_folder_each_and_one_file_of_models(stills, tmp_pa
     ]
     assert ended.out.splitlines()[-1].startswith("2 of 4 stills refined")
     out = tmp_path / "out"
-    names = ["0000_first", "0003_last_one", "dbex.json", "dbex.log", "refined.expt", "refined.refl"]
+    names = ["0000_first", "0003_last_one", "dbex.html", "dbex.json", "dbex.log", "refined.expt", "refined.refl"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert sorted(path.name for path in (out / "0003_last_one").iterdir()) == [n for n in RESULTS if n != "dbex.log"]
     experiments = ExperimentList.from_file(str(out / "refined.expt"), check_format=False)
@@ -292,6 +292,20 @@ def test_several_stills_have_a_folder_each_and_one_file_of_models(stills, tmp_pa
     assert [still["folder"] for still in listed] == ["0000_first", None, None, "0003_last_one"]
     assert [still["id"] for still in listed] == [0, None, None, 1]
     assert listed[1]["failure"] == "bad: the image is absent"
+    page = (out / "dbex.html").read_text(encoding="utf-8")
+    assert "2 of 4 stills were refined and can be used" in page
+    assert 'href="0003_last_one/dbex.html"' in page
+    assert "bad: the image is absent" in page
+    assert "dbex.html" in json.loads((out / "dbex.json").read_text(encoding="utf-8"))["files"]
+
+
+def test_no_page_is_written_where_none_is_wanted(stills, tmp_path):
+    stills("first", "second")
+    assert refine(tmp_path / "out", "output.html=None") == 0
+    assert list((tmp_path / "out").rglob("*.html")) == []
+    stills("first")
+    assert refine(tmp_path / "other", "output.html=mine.html") == 0
+    assert [path.name for path in (tmp_path / "other").glob("*.html")] == ["mine.html"]
 
 
 def test_no_still_stays_in_memory_while_the_next_one_is_read(tmp_path, monkeypatch, refined):

@@ -20,6 +20,7 @@ from dxtbx.model import Crystal
 from dxtbx.model.experiment_list import ExperimentList
 
 from dbex.batch.ledger import FILE, Ledger, State
+from dbex.cli import report as report_command
 from dbex.cli.refine_joint import main as refine_jointly
 from dbex.errors import BadInput
 from tests.conftest import ROOT
@@ -95,7 +96,7 @@ def until(folder, reached):
 
 def results(folder):
     """The hashes of all results, by name."""
-    files = [path for path in folder.iterdir() if path.suffix in (".expt", ".refl", ".csv")]
+    files = [path for path in folder.iterdir() if path.suffix in (".expt", ".refl", ".csv", ".html")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -134,6 +135,26 @@ def test_five_broken_stills_are_classed_and_the_others_refined(undisturbed):
         assert cell[0] == pytest.approx(float(row["cell_a (A)"]))
         assert (table["id"] == index).count(True) >= float(row["boxes"])
     assert not (folder / "doubtful_000.expt").exists()
+
+
+@pytest.mark.slow
+def test_the_page_of_a_sweep_tells_who_failed_and_why_and_leads_to_a_still_that_was_looked_at(undisturbed, capsys):
+    folder = undisturbed[0]
+    text = (folder / "dbex.html").read_text(encoding="utf-8")
+    assert "4 of 9 stills were refined and can be used; 5 bad input." in text
+    assert all(words in text for words in BROKEN)
+    assert report_command.main([str(folder), "still=2"]) == 0
+    (page,) = folder.glob("stills/000002_*/dbex.html")
+    assert capsys.readouterr().out.splitlines() == [str(folder / "dbex.html"), str(page)]
+    assert f'href="{page.relative_to(folder)}"' in (folder / "dbex.html").read_text(encoding="utf-8")
+    with (folder / "stills.csv").open() as stream:
+        before = list(csv.DictReader(stream))[2]
+    content = json.loads((page.parent / "dbex.json").read_text(encoding="utf-8"))
+    again = {estimate["name"]: estimate["after"] for estimate in content["estimates"]}
+    assert again["cell_a"] == pytest.approx(float(before["cell_a (A)"]), rel=1e-9), "as the sweep did"
+    for wrong, said in (("still=5", "does not exist"), ("still=9", "expected 0 to 8")):
+        with pytest.raises(BadInput, match=said):
+            report_command.main([str(folder), wrong])
 
 
 @pytest.mark.slow

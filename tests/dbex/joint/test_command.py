@@ -55,6 +55,13 @@ def test_the_same_still_twice_agrees_with_itself(twice):
         assert a["after"] == pytest.approx(b["after"], abs=0.05 * a["esd"])
 
 
+def test_the_page_tells_what_is_shared(twice):
+    text = (twice / "dbex.html").read_text(encoding="utf-8")
+    assert "2 stills took part; 0 of them" in text
+    assert all(f"<td>{estimate['name']}</td>" in text for estimate in content(twice)["shared"])
+    assert "dbex.html" in json.loads((twice / "dbex.json").read_text(encoding="utf-8"))["files"]
+
+
 def test_both_stills_and_the_detector_can_be_read_by_dxtbx(twice):
     from dials.array_family import flex
     from dxtbx.model.experiment_list import ExperimentList

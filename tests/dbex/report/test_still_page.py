@@ -155,7 +155,7 @@ def test_the_first_words_say_whether_the_fit_can_be_used(state):
     assert ("chi2 per pixel is 31" in lead) == (state != "good")
     assert "look at gain=" in lead
     if state == "poor":
-        assert "does not explain the pixels" in lead
+        assert "The fit cannot be used" in lead
 
 
 def test_what_was_left_out_is_told_with_its_reason(text):
