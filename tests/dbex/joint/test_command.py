@@ -109,7 +109,7 @@ def test_observations_keep_the_indices_that_they_were_measured_with(twice):
 def test_nothing_but_the_results_is_left(twice):
     names = {path.name for path in twice.iterdir()}
     assert names == {"joint.expt", "joint.refl", "detector.expt", "joint.json", "unmerged.mtz", "merged.mtz",
-                     "dbex.json", "dbex.log"}  # fmt: skip
+                     "dbex.html", "dbex.json", "dbex.log"}  # fmt: skip
 
 
 def test_help_names_every_file(capsys):
