@@ -229,6 +229,9 @@ class Reader:
         self.names, self.refined = names, refined
         self.given, self.alive = [], []
 
+    def __len__(self):
+        return len(self.names)
+
     def images(self):
         return [(index,) for index in range(len(self.names))]
 
