@@ -210,8 +210,6 @@ RESOLUTION_RELATIVE = 0.04
 #: A still cut into 256 panels loses its spots on the cuts, a third of them: √(esd_cut² - esd²) is then 0.7 esds of the
 #: whole one; three of these.
 CUT_ESDS = 2.1
-#: Five shared numbers of one fixed seed against their esds.
-JOINT_ESDS = 3.5
 #: What the process that sums holds of a still between visits: some numbers and its name.
 HELD_BYTES = 2_000
 #: Slope of ln photons along a direction that leaves every pixel as it is: rounding of slopes of about ten.
