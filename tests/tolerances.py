@@ -247,6 +247,8 @@ TRUTH_OF_SHARED_ESDS = 3.0
 COVERAGE_68_OF_MEANS, WITHIN_THREE_ESDS = 0.1, 0.98
 #: A still with a spoilt spot or pixel against the untouched one, in esds, where its fit is called good.
 SAME_NUMBER_ESDS = 4.0
+#: Parts of each parameter's errors within one and two esds: what is asked for.
+COVERAGE_68_OF_MANY, COVERAGE_95_OF_MANY = 0.05, 0.03
 
 # --- pictures ------------------------------------------------------------------------------------------------------
 

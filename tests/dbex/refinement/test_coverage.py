@@ -17,9 +17,11 @@ from dbex.refinement.uncertainty import curvature
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.refinement.closed_form import BACKGROUND, truth_of
 from tests.reports import acceptance_report
-from tests.tolerances import COVERAGE_68_OF_50
+from tests.tolerances import COVERAGE_68_OF_50, COVERAGE_68_OF_MANY, COVERAGE_95_OF_MANY
 
 REPEATS, BOXES, F_ERROR = 50, 40, 0.2
+#: Of each parameter so many errors that 5 % are two and a half standard errors of a part of 68 %.
+MANY = 600
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ def told(drawing, z):
         "within_one_esd": float((np.abs(z) < 1).mean()),
         "within_two_esds": float((np.abs(z) < 2).mean()),
         "by_parameter": {
-            name: {"within_one_esd": (np.abs(z[:, i]) < 1).mean(), "mean": z[:, i].mean(), "rms": z[:, i].std()}
+            name: {
+                "within_one_esd": (np.abs(z[:, i]) < 1).mean(),
+                "within_two": (np.abs(z[:, i]) < 2).mean(),
+                "mean": z[:, i].mean(),
+                "rms": z[:, i].std(),
+            }
             for i, name in enumerate(names)
         },
         "boxes": len(drawing.objective.boxes),
@@ -101,6 +108,22 @@ class TestDB_AT_060_Coverage:
             assert abs(values["within_two_esds"] - 0.9545) < COVERAGE_68_OF_50 / 2
             # no parameter is off by more than four standard errors of its mean
             assert np.abs(z.mean(0)).max() < 4 / np.sqrt(REPEATS)
+
+    @pytest.mark.full_profile
+    def test_db_at_060_of_every_parameters_errors_68_and_95_percent_are_within_one_and_two_esds(self, drawing):
+        tolerances = {"within_one_esd": [0.68, COVERAGE_68_OF_MANY], "within_two_esds": [0.95, COVERAGE_95_OF_MANY]}
+        with acceptance_report("DB-AT-060", "every_parameter", tolerances=tolerances, inputs=tuple(SHIPPED)) as values:
+            z = scaled_errors(drawing, taken_for_exact=False, seed=62, repeats=MANY)
+            values |= told(drawing, z)
+            one, two = ((np.abs(z) < esds).mean(0) for esds in (1, 2))
+            values["farthest"] = {
+                "within_one_esd": np.abs(one - 0.68).max(),
+                "within_two_esds": np.abs(two - 0.95).max(),
+            }
+            assert values["repeats"] >= 100
+            assert np.abs(one - 0.68).max() < COVERAGE_68_OF_MANY
+            assert np.abs(two - 0.95).max() < COVERAGE_95_OF_MANY
+            assert np.abs(z.mean(0)).max() < 4 / np.sqrt(MANY)
 
     @pytest.mark.slow
     def test_db_at_060_structure_factors_taken_for_exact_that_are_not_would_be_noticed(self, drawing):
