@@ -10,7 +10,7 @@ import numpy as np
 
 from dbex.batch.ledger import FILE as LEDGER
 from dbex.errors import BadInput
-from dbex.io.finished import RECORD, read_content, read_still
+from dbex.io.finished import CONTENT_OF_JOINT, RECORD, read_content, read_still, require
 from dbex.report.joint_page import joint_page
 from dbex.report.overview_page import StillRow, overview_page
 from dbex.report.page import Page
@@ -86,7 +86,9 @@ def row_of_record(folder: Path, still: dict[str, Any], name: str) -> StillRow:
 
 def page_of_joint(folder: Path) -> Page:
     """The page of a joint refinement."""
-    return joint_page(read_content(folder, JOINT))
+    content = read_content(folder, JOINT)
+    require(content, CONTENT_OF_JOINT, folder / JOINT)
+    return joint_page(content)
 
 
 def page_of_sweep(folder: Path, name: str) -> Page:

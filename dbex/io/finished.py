@@ -14,6 +14,16 @@ from dbex.io.results import plain
 from dbex.still import BoxTable, PixelTable, Refined, StillResult
 
 RECORD, PIXELS = "dbex.json", "pixels.h5"
+#: What reports take from dbex.json and joint.json.
+CONTENT_OF_STILL = (
+    *("still", "verdict", "figures", "sigma_z", "estimates", "covariance", "worst_direction", "models", "terms"),
+    *("left_out", "down_weighted_boxes", "noise", "structure_factors", "history", "seconds", "inputs", "command"),
+    *("settings", "modified_parameters", "versions", "started", "peak_memory_MB"),
+)
+CONTENT_OF_JOINT = (
+    *("shared", "covariance", "converged", "message", "outlier_rule", "stills", "left_out", "merging", "steps"),
+    *("command", "modified_parameters", "versions", "started", "peak_memory_MB"),
+)
 Table = TypeVar("Table", BoxTable, PixelTable)
 
 
@@ -29,8 +39,16 @@ def read_still(folder: Path) -> StillResult:
     content = read_content(folder)
     if "estimates" not in content:
         raise BadInput(f"{folder / RECORD} is of no single still: expected the folder that dbex.refine made for one")
+    require(content, CONTENT_OF_STILL, folder / RECORD)
     with reading(folder / PIXELS, "the pixels of a refined still (pixels.h5)") as file, h5py.File(file) as stream:
         return StillResult(content, table(stream, "boxes", BoxTable), table(stream, "pixels", PixelTable))
+
+
+def require(content: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
+    """Raise BadInput where a record lacks what every run writes now."""
+    absent = [key for key in keys if key not in content]
+    if absent:
+        raise BadInput(f"{file} has no {absent[0]!r}: it was written by an earlier version; refine again")
 
 
 def table(stream: h5py.File, group: str, kind: type[Table]) -> Table:

@@ -16,6 +16,8 @@ FEWEST_BINS, MOST_BINS = 8, 40
 #: Histograms show the stills within so many widths; what is beyond is counted in the last bars.
 SHOWN_WIDTHS = OUTLIER_WIDTHS + 1
 ACROSS = 3
+#: χ² above this is drawn on a logarithmic axis.
+SPANS_DECADES = 10.0
 COLOURS = {"refined": AFTER, "poor fit": VERMILION, "not converged": ORANGE}
 
 
@@ -143,7 +145,8 @@ def fit_chart(rows: Sequence[tuple[int, str, str, float, float]]) -> Chart | Non
     numbers = np.array([float(row[0]) for row in rows])
     traces.append(level(numbers, 1.0, "noise alone", line={"color": GREEN, "dash": "dash"}))
     chi2 = np.array([row[3] for row in rows])
-    wide = float(chi2.max()) > 10
+    low, high = min(0.8, float(chi2.min()) - 0.1), max(1.2, float(chi2.max()) + 0.1)
+    scale: dict[str, Any] = {"type": "log"} if high > SPANS_DECADES else {"range": [low, high]}
     return Chart(
         "fits",
         "χ² and correlation of every still",
@@ -153,6 +156,6 @@ def fit_chart(rows: Sequence[tuple[int, str, str, float, float]]) -> Chart | Non
         tuple(traces),
         layout("", "", margin=HEADED, xaxis=axis("still", domain=[0, 0.45]),
                xaxis2=axis("still", domain=[0.55, 1], anchor="y2"),
-               yaxis=axis("χ² per pixel", type="log" if wide else "linear", rangemode="normal" if wide else "tozero"),
+               yaxis=axis("χ² per pixel", **scale),
                yaxis2=axis("median CC", anchor="x2")),
     )  # fmt: skip

@@ -162,6 +162,11 @@ def test_a_result_of_an_earlier_version_is_a_sentence(folder, tmp_path):
         del stream["boxes/xy_before_px"]
     with pytest.raises(BadInput, match="has no column xy_before_px in /boxes: it was written by an earlier version"):
         report_command.main([str(tmp_path)])
+    content = json.loads((tmp_path / "dbex.json").read_text())
+    del content["terms"]
+    (tmp_path / "dbex.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"dbex.json has no 'terms': it was written by an earlier version"):
+        report_command.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize("command", [look_command, report_command])
