@@ -32,7 +32,7 @@ def joint_page(content: dict[str, Any]) -> Page:
             Section("What all stills share", (shared_table(content["shared"]),
                                               *((correlation,) if correlation else ()))),
             Section("Merged intensities", merging(content["merging"])),
-            Section("The stills", (pull_chart(stills), stills_table(stills, content["outlier_rule"]))),
+            Section("The stills", (pull_chart(stills), stills_table(stills, set(names), content["outlier_rule"]))),
             Section("What was left out", (left_out_table(left_out),)),
             Section("Course of the refinement", tuple(c for c in (steps_chart(content["steps"]),) if c)),
             Section("Provenance", (provenance(content),)),
@@ -50,7 +50,12 @@ def lead(content: dict[str, Any], outliers: int) -> tuple[str, ...]:
         else f"The solution has not converged ({content['message']}): the numbers are those of the way, not of the end."
     )
     took = f"{stills} stills took part; {outliers} of them pull much harder than the others and were held back"
-    lines = [ended, f"{took}; {left_out} were left out." if left_out else f"{took}; none was left out."]
+    lines = [
+        ended,
+        f"{took}; {left_out} {'was' if left_out == 1 else 'were'} left out."
+        if left_out
+        else f"{took}; none was left out.",
+    ]
     if content["merging"]["shells"]:
         whole = content["merging"]["shells"][-1]
         lines.append(
@@ -160,9 +165,9 @@ def pull_chart(stills: list[dict[str, Any]]) -> Chart:
     )  # fmt: skip
 
 
-def stills_table(stills: list[dict[str, Any]], rule: str) -> Table:
-    """A row for every still that took part."""
-    names = list(dict.fromkeys(e["name"] for still in stills for e in still["estimates"]))
+def stills_table(stills: list[dict[str, Any]], shared: set[str], rule: str) -> Table:
+    """A row for every still that took part, with numbers of its own."""
+    names = list(dict.fromkeys(e["name"] for still in stills for e in still["estimates"] if e["name"] not in shared))
     own = [name for name in names if name.startswith("cell_") or name in ("mosaicity", "domain_size", "scale")]
     rows = []
     for still in stills[:MOST_ROWS]:

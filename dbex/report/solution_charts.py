@@ -16,6 +16,8 @@ LEAST_SNR = 3.0
 WRITTEN_FROM, MOST_WRITTEN = 0.3, 24
 #: So many fields of the matrix fill the page from side to side.
 MOST_ABREAST = 36
+#: The matrix of many parameters is drawn no higher than this, px.
+HIGHEST = 1100
 #: The angles that are shown: all but these parts at either end.
 CUT_PARTS = (0.01, 0.99)
 
@@ -35,12 +37,12 @@ def correlation_chart(names: list[str], covariance: Floats) -> Chart | None:
             "xgap": 1, "ygap": 1, "hovertemplate": "%{y} with %{x}: %{z:.3f}<extra></extra>",
             "colorbar": {"title": {"text": "correlation", "side": "right"}, "thickness": 12, "x": part}}  # fmt: skip
     notes = [
-        {"x": names[j], "y": names[i], "text": f"{shown[i, j]:.1f}".replace("0.", "."), "showarrow": False,
+        {"x": names[j], "y": names[i], "text": in_field(shown[i, j]), "showarrow": False,
          "font": {"size": 10, "color": "#ffffff" if abs(shown[i, j]) > 0.55 else "#1d2530"}}
         for i in range(len(names)) for j in range(len(names))
         if i != j and abs(shown[i, j]) >= WRITTEN_FROM and len(names) <= MOST_WRITTEN
     ]  # fmt: skip
-    height = 190 + 24 * len(names)
+    height = min(190 + 24 * len(names), HIGHEST)
     return Chart(
         "correlations",
         f"Correlations of the parameters: the worst pair is {first} and {second}, {worst:+.2f}",
@@ -53,6 +55,11 @@ def correlation_chart(names: list[str], covariance: Floats) -> Chart | None:
                yaxis={"autorange": "reversed", "showgrid": False}),
         height,
     )  # fmt: skip
+
+
+def in_field(correlation: float) -> str:
+    """A correlation with one digit, near ±1 with two."""
+    return f"{correlation:.{2 if abs(correlation) >= 0.95 else 1}f}".replace("0.", ".")
 
 
 def rocking_chart(result: StillResult) -> Chart:
