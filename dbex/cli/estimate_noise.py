@@ -93,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
 
     files = parameters.input
     found = measure_noise(files.experiments, files.reflections, parameters.mask, parameters.index)
-    lines = [*table(found), "", *sigma_z_lines(found), *remarks(found), recommendation(found)]
+    lines = [*table(found), "", *sigma_z_lines(found), *remarks(found), *line_through_panels(found)]
+    lines.append(recommendation(found))
     print("\n".join(lines))
     if parameters.output.json:
         write_json(found, lines, arguments, Path(parameters.output.json))
@@ -130,11 +131,14 @@ def known(estimate: Any) -> bool:
 
 
 def number(estimate: Any) -> str:
-    """A number and its esd to two digits."""
-    if not known(estimate):
-        return "–"
-    digits = max(1 - math.floor(math.log10(estimate.esd)), 0) if estimate.esd > 0 else 4
-    return f"{estimate.value:.{digits}f} ± {estimate.esd:.{digits}f}"
+    """An estimate with its esd, a dash where there is none."""
+    return with_esd(estimate.value, estimate.esd) if known(estimate) else "–"
+
+
+def with_esd(value: float, esd: float) -> str:
+    """A value to the second digit of its esd."""
+    digits = max(1 - math.floor(math.log10(esd)), 0) if esd > 0 else 4
+    return f"{value:.{digits}f} ± {esd:.{digits}f}"
 
 
 def root(square: Any) -> str:
@@ -222,6 +226,18 @@ def pedestal_remarks(found: "MeasuredNoise") -> Iterator[str]:
         yield f"A pedestal of zero agrees with the background's skewness ({number(together.pedestal)})."
 
 
+def line_through_panels(found: "MeasuredNoise") -> Iterator[str]:
+    """The straight line that many quote, to compare with what is recommended."""
+    line = found.measurement.panel_line
+    if line is None:
+        return
+    slope, at_zero = with_esd(line.gain, line.gain_esd), with_esd(line.variance_at_zero, line.variance_at_zero_esd)
+    yield (
+        f"To compare: one straight line through the (mean, variance) of {line.panels} panels has the slope {slope} and "
+        f"the variance {at_zero} at value 0."
+    )
+
+
 def recommendation(found: "MeasuredNoise") -> str:
     """The last line: what to give to dbex.refine."""
     if found.measurement.recommended is None:
@@ -254,6 +270,7 @@ def write_json(found: "MeasuredNoise", lines: Sequence[str], arguments: Sequence
         "counts_photons": found.counting,
         "trusted_pixels": found.trusted_pixels,
         "spot_pixels": found.spot_pixels,
+        "line_through_panels": measurement.panel_line and asdict(measurement.panel_line),
         "together": asdict(measurement.together),
         "panels": [asdict(record) for record in measurement.panels],
         "gain_scatter": measurement.gain_scatter,

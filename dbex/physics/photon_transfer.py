@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dbex.errors import BadInput
+from dbex.physics.panel_line import PanelLine, panel_line
 from dbex.physics.panel_noise import PanelNoise, panel_noise
 from dbex.physics.sigma_z import sigma_z
 from dbex.physics.tiles import PixelNoise, Tiles, background_values, residuals_of, tiles_of, variance_of_variance
@@ -104,7 +105,8 @@ class NoiseMeasurement:
     relative) beyond their esds, NaN where fewer than two are determined. `noise` is the model that clipped.
     `resolved` says on how many panels single photons are told apart: where it is not 0 the panels' gains, pedestals
     and noise are those of the photons' peaks, or like them. `weighing` scales the variance that is recommended, so that
-    mean Z² of the tiles is 1 also where one line does not hold for all.
+    mean Z² of the tiles is 1 also where one line does not hold for all. `panel_line` is the straight line through the
+    panels' means, to compare with, None for few panels.
     """
 
     together: NoiseRecord
@@ -114,6 +116,7 @@ class NoiseMeasurement:
     noise: PixelNoise | None
     resolved: int = 0
     weighing: float = 1.0
+    panel_line: PanelLine | None = None
 
     @property
     def determined(self) -> bool:
@@ -143,7 +146,7 @@ def estimate_noise(images: Sequence[NDArray[Any]], masks: Sequence[Bools]) -> No
     uniform = _misfit(tiles, noise) < UNIFORM
     if not uniform:
         tiles, noise = _clipped_tiles(images, masks, apart=False)
-    found = _measurement(tiles, noise, uniform, len(images))
+    found = replace(_measurement(tiles, noise, uniform, len(images)), panel_line=panel_line(tiles))
     if not uniform and found.recommended:
         gain, sigma = found.recommended
         z2 = tiles.variance / np.maximum(gain * tiles.mean + sigma**2, noise.least if noise else 0.0)

@@ -232,6 +232,28 @@ def test_a_detector_that_is_not_uniform_gets_the_line_that_weighs_its_pixels():
     assert spread > SIGMA_Z, "and the panels show what it leaves"
 
 
+def test_the_straight_line_through_panels_has_the_gain_where_they_are_alike_and_less_where_pedestals_pass_for_light():
+    rng = np.random.default_rng(3)
+
+    def line(pedestals):
+        """Of 16 panels of 5 to 20 photons, 6 units each."""
+        photons = np.linspace(5, 20, len(pedestals))
+        panels = [
+            6.0 * rng.poisson(n, (96, 96)) + p + rng.normal(0, 3, (96, 96))
+            for n, p in zip(photons, pedestals, strict=True)
+        ]
+        return measured(*panels).panel_line
+
+    alike = line(np.zeros(16))
+    assert alike.panels == 16
+    assert alike.gain == pytest.approx(6.0, abs=4 * alike.gain_esd)
+    assert alike.gain_esd < 0.1
+    assert alike.variance_at_zero == pytest.approx(9.0, abs=4 * alike.variance_at_zero_esd)
+    mixed = line(np.linspace(0, 30, 16))
+    assert mixed.gain < 5.0
+    assert measured(rng.poisson(9, (96, 96)).astype(float)).panel_line is None
+
+
 @pytest.mark.parametrize("truth", [COUNTER, CHARGE], ids=["counter", "charge"])
 def test_what_is_recommended_explains_the_background_at_every_intensity(truth):
     image = truth.image(13)
@@ -336,6 +358,11 @@ def test_thermolysin_is_not_uniform_and_its_pixels_are_weighed_right(capsys, the
     assert 5.0 < content["recommended"]["gain"] < 6.5
     assert 1.0 < content["recommended"]["sigma_readout"] < 5.0
     assert content["resolved"] >= 60
+    line = content["line_through_panels"]
+    assert line["panels"] == 64
+    assert 5.0 < line["gain"] < 6.5
+    assert line["gain_esd"] < 0.3
+    assert f"one straight line through the (mean, variance) of 64 panels has the slope {line['gain']:.2f}" in told
     assert all(8.0 < panel["gain"]["value"] < 13.0 for panel in content["panels"])
     assert all(1.5 < panel["sigma_readout"]["value"] < 4.0 for panel in content["panels"])
     assert content["sigma_z"]["together"]["rms"] == pytest.approx(1.0, abs=SIGMA_Z)
