@@ -7,6 +7,7 @@ import pytest
 import torch
 from dials.array_family import flex
 
+from dbex.data_load import read_stills
 from dbex.errors import BadInput
 from dbex.io import masks
 from dbex.physics.loss import compute_masked_mse_loss
@@ -60,6 +61,42 @@ class TestDB_AT_021_Mask:
             np.testing.assert_array_equal(a.target, b.target)
 
 
+class TestDB_AT_021_Refused:
+    @pytest.mark.parametrize(
+        ("name", "panels", "shapes", "said"),
+        [
+            (
+                "transposed",
+                [(2463, 2527)],
+                [(2527, 2463)],
+                r"mask has shape \(2463, 2527\) but the detector is \(2527, 2463\): is it transposed\?",
+            ),
+            (
+                "another size",
+                [(40, 50), (40, 51)],
+                [(40, 50)] * 2,
+                r"shape \(40, 51\) on panel 1 but the detector is \(40, 50\): give one of this",
+            ),
+            ("panels", [(40, 50)], [(40, 50)] * 2, "mask has 1 panels but the detector has 2"),
+        ],
+    )
+    def test_db_at_021_a_mask_that_does_not_fit_is_refused_with_both_shapes(self, name, panels, shapes, said, tmp_path):
+        with acceptance_report("DB-AT-021", f"refused_{name.replace(' ', '_')}", tolerances={}) as values:
+            path = pickled(tmp_path / "mask.pkl", *(np.ones(shape, bool) for shape in panels))
+            with pytest.raises(BadInput, match=said) as refusal:
+                masks.read_mask(path, shapes)
+            values["message"] = str(refusal.value)
+
+    def test_db_at_021_an_inverted_mask_is_refused(self, shipped, tmp_path):
+        """The shipped mask the wrong way up: its spots lie on what it does not trust."""
+        with acceptance_report("DB-AT-021", "refused_inverted", tolerances={}, inputs=[shipped.mask]) as values:
+            (panel,) = pickle.loads(shipped.mask.read_bytes())
+            path = pickled(tmp_path / "mask.pkl", ~panel.as_numpy_array())
+            with pytest.raises(BadInput, match="is it inverted") as refusal:
+                read_stills(shipped.expt, shipped.refl, shipped.mtz, path).read(0)
+            values["message"] = str(refusal.value)
+
+
 def loss_and_gradient(weights, poison):
     generator = torch.Generator().manual_seed(1)
     mask = torch.rand(SHAPE, generator=generator) > 0.3
@@ -76,25 +113,6 @@ def test_a_mask_comes_back_as_it_was_written(tmp_path):
     found = masks.read_mask(pickled(tmp_path / "mask.pkl", *panels), [(40, 50), (30, 20)])
     for ours, theirs in zip(found, panels, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_transposed_mask_is_refused_with_both_shapes(tmp_path):
-    path = pickled(tmp_path / "mask.pkl", np.ones((2463, 2527), bool))
-    with pytest.raises(BadInput) as refusal:
-        masks.read_mask(path, [(2527, 2463)])
-    assert str(refusal.value) == "mask has shape (2463, 2527) but the detector is (2527, 2463): is it transposed?"
-
-
-def test_a_mask_of_another_size_is_refused_with_both_shapes(tmp_path):
-    path = pickled(tmp_path / "mask.pkl", np.ones((40, 50), bool), np.ones((40, 51), bool))
-    with pytest.raises(BadInput, match=r"shape \(40, 51\) on panel 1 but the detector is \(40, 50\): give one of this"):
-        masks.read_mask(path, [(40, 50)] * 2)
-
-
-def test_a_mask_with_another_number_of_panels_is_refused(tmp_path):
-    path = pickled(tmp_path / "mask.pkl", np.ones((40, 50), bool))
-    with pytest.raises(BadInput, match="mask has 1 panels but the detector has 2"):
-        masks.read_mask(path, [(40, 50)] * 2)
 
 
 def test_inputs_take_a_mask_as_array_and_as_tuple_alike():
