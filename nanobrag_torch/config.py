@@ -66,7 +66,9 @@ class DetectorConfig:
 
     `distance_mm` is negative where fast x slow points back to the crystal. `shape` is (slow, fast) in pixels. A
     sensor of thickness 0 absorbs everything at its surface. `oversample` is the number of sub-pixels along each edge,
-    -1 leaves the choice to the program; `depth_layers` the number of layers of the sensor.
+    -1 leaves the choice to the program; `depth_layers` the number of layers of the sensor. A `curved` panel is a sphere
+    of radius |distance_mm| about the crystal; its coordinates along fast and slow are lengths of arc from where its
+    normal meets it. Only the sampled sum knows it, without thickness.
     """
 
     fast_axis: Vector
@@ -83,6 +85,7 @@ class DetectorConfig:
     oversample: int = -1
     depth_layers: int = 2
     point_pixel: bool = False
+    curved: bool = False
 
 
 @dataclass(frozen=True)

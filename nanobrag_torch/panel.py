@@ -101,6 +101,21 @@ def pixel_positions(
     )
 
 
+def curved_positions(panels: Panels, panel: Tensor, slow_px: Tensor, fast_px: Tensor) -> Tensor:
+    """Positions (n, 3), mm, of the same points on spheres of radius |distance| about the crystal.
+
+    Offsets from where the normal meets the panel are lengths of arc u along fast and v along slow: the normal is turned
+    towards fast by u/|D|, then about normal x slow by v/|D|.
+    """
+    radius = torch.abs(panels.distance)[panel]
+    outward = panels.normal[panel] * torch.sign(panels.distance)[panel, None]
+    fast, slow, size = panels.fast[panel], panels.slow[panel], panels.pixel_size[panel]
+    u = (dot(panels.origin[panel], fast) + fast_px * size) / radius
+    v = (dot(panels.origin[panel], slow) + slow_px * size) / radius
+    upright = torch.cos(v)[:, None] * outward + torch.sin(v)[:, None] * slow
+    return radius[:, None] * (torch.sin(u)[:, None] * fast + torch.cos(u)[:, None] * upright)
+
+
 def obliquity(panels: Panels, panel: Tensor, s1: Tensor) -> Tensor:
     """|s1 . normal| (n,): the cosine of the angle at which unit rays s1 (n, 3) meet their panels."""
     return torch.abs(dot(s1, panels.normal[panel]))

@@ -447,6 +447,8 @@ def profile(
     domains or rays, which only `simulate` sums.
     """
     _refuse_samples(crystal, beam)
+    if any(panel.curved for panel in detector):
+        raise ValueError("a panel is curved, but the closed form knows flat ones only: use simulate()")
     panels = stack_panels(detector, F)
     scale = ln_absolute_scale(crystal, beam, F)
     at = nodes(crystal, panels, beam, hkl, node_panel, scale, rule, scan)

@@ -22,6 +22,7 @@ from nanobrag_torch.panel import (
     Pixels,
     all_pixels,
     captured,
+    curved_positions,
     obliquity,
     pixel_positions,
     solid_angle,
@@ -209,7 +210,10 @@ def _block_sum(terms: _Terms, pixels: Pixels, dtype: torch.dtype) -> tuple[Tenso
     fast = (pixels.fast + samples.fast[:, None]).reshape(-1)
     near, far = (of_ray(edge) * geometry.thickness[0] for edge in (samples.near, samples.far))
     depth = near if terms.panel.parallax else torch.zeros_like(near)
-    position = pixel_positions(geometry, first, slow, fast, depth)
+    if terms.panel.curved:
+        position = curved_positions(geometry, first, slow, fast)
+    else:
+        position = pixel_positions(geometry, first, slow, fast, depth)
     s1 = position / torch.linalg.vector_norm(position, dim=-1, keepdim=True)
     s0 = of_ray(samples.s0)
     factor = terms.scale * of_ray(samples.weight)
@@ -287,6 +291,8 @@ def _layers(panel: DetectorConfig) -> int:
 
 
 def _refuse_what_only_the_closed_form_has(crystal: CrystalConfig, panels: Sequence[DetectorConfig]) -> None:
+    if any(panel.curved and _is_thick(panel) for panel in panels):
+        raise ValueError("a curved panel has a sensor of some thickness: leave its thickness or attenuation at 0")
     spreads: dict[str, object] = {
         name: getattr(crystal, name) for name in ("strain", "size_covariance", "mosaic_covariance_deg2")
     }

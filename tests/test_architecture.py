@@ -89,6 +89,7 @@ FILES = ("nanobrag_torch.io",)
 
 #: (module, function, call) that may leave the autograd graph, and why each is harmless.
 HARMLESS_CUTS = {
+    ("nanobrag_torch.background", "FormFactor.at", ".detach"): "a place in the table, constant between its entries",
     ("nanobrag_torch.conventions", "automatic_cells", "torch.tensor"): "a sample's size, plain numbers of a command",
     ("nanobrag_torch.mosaic", "uniform_deviates", "torch.tensor"): "rounds a number of the seeded generator to float32",
     ("nanobrag_torch.mosaic", "uniform_deviates", ".item"): "the same number, back",

@@ -62,6 +62,7 @@ NO_DERIVATIVE = {
     ("detector", "oversample"): "a count",
     ("detector", "depth_layers"): "a count",
     ("detector", "point_pixel"): "yes or no",
+    ("detector", "curved"): "yes or no",
     ("scan", "steps"): "a count",
 }
 

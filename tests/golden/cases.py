@@ -7,21 +7,12 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
-#: Cases that need a piece which is not built yet.
-LATER = {
-    "curved_custom": "later, because it needs curved detectors",
-    "curved_mosflm_right": "later, because it needs curved detectors",
-    "water": "later, because it needs the water background",
-    "water_fluence": "later, because it needs the water background",
-    "nonbragg_water": "later, because it needs the amorphous background of nonBragg",
-}
-
 #: Cases that show what the C program returns in spite of physics, with the case that shows what is right.
 QUIRKS = {"thick_quirk": "thick_layers", "oversample_3_quirk": "oversample_3"}
 
 ALL = {case["name"]: case for case in json.loads((FOLDER / "cases.json").read_text())} if FOLDER.exists() else {}
 
-JUDGED = [name for name in ALL if name not in LATER and name not in QUIRKS]
+JUDGED = [name for name in ALL if name not in QUIRKS]
 
 
 def named(names):

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from nanobrag_torch.background import FormFactor, molecules
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig
 from nanobrag_torch.conventions import (
     AXES,
@@ -78,6 +80,7 @@ class Command:
     interpolate: bool
     dmin_A: float | None
     used: torch.Tensor
+    water_um: float | None = None
 
     def arguments(self):
         return (self.crystal, self.detector, self.beam, self.factors), {
@@ -105,6 +108,33 @@ def parse(argv: list[str], folder: Path, mosaic_rotations: torch.Tensor | None =
         interpolate="-interpolate" in flags or (few and "-nointerpolate" not in flags),
         dmin_A=_number(flags, "-dmin"),
         used=_used(flags, folder, detector.shape),
+        water_um=_number(flags, "-water"),
+    )
+
+
+@dataclass(frozen=True)
+class AmorphousCommand:
+    """What one command line of nonBragg simulates."""
+
+    detector: DetectorConfig
+    beam: BeamConfig
+    factor: FormFactor
+    molecules: float
+
+
+def parse_amorphous(argv: list[str], folder: Path) -> AmorphousCommand:
+    """The configs of a nonBragg command: its Xbeam runs along fast and its Ybeam along slow, no half pixel is added."""
+    flags = _flags(argv, folder)
+    flags["-detpixels_f"], flags["-detpixels_s"] = flags["-detpixels_x"], flags["-detpixels_y"]
+    flags["-Xbeam"], flags["-Ybeam"] = flags["-Ybeam"], flags["-Xbeam"]
+    table = torch.as_tensor(np.loadtxt(folder / flags["-stol"][0]))
+    edge = min(DEFAULT_BEAM_SIZE_MM, _number(flags, "-beamsize", DEFAULT_BEAM_SIZE_MM))
+    volume = _number(flags, "-thickness") * edge**2
+    return AmorphousCommand(
+        _detector(flags, AXES["DENZO"], "DENZO"),
+        _beam(flags, folder, AXES["DENZO"], _number(flags, "-lambda")),
+        FormFactor(table[:, 0].contiguous(), table[:, 1].contiguous()),
+        molecules(volume, _number(flags, "-density"), _number(flags, "-MW")),
     )
 
 
@@ -164,6 +194,7 @@ def _detector(flags, axes, convention) -> DetectorConfig:
         mounted_detector(mounting, LIKE),
         oversample=int(_number(flags, "-oversample", -1)),
         point_pixel="-point_pixel" in flags,
+        curved="-curved_det" in flags,
         sensor_thickness_mm=thick,
         sensor_mu_per_mm=1 / (_number(flags, "-detector_abs") * MICROMETRES) if thick else 0.0,
         depth_layers=int(_number(flags, "-detector_thicksteps", 2)),

@@ -3,17 +3,25 @@
 import numpy as np
 import torch
 
+from nanobrag_torch.background import amorphous, water
 from nanobrag_torch.simulate import simulate
 from tests.golden.cases import ALL
-from tests.golden.command import parse
+from tests.golden.command import parse, parse_amorphous
 
 
 def computed(name, folder, dtype=torch.float64):
     case = ALL[name]
+    if case["program"] == "nonBragg":
+        of = parse_amorphous(case["argv"], folder)
+        like = torch.zeros((), dtype=dtype)
+        return amorphous(of.detector, of.beam, of.factor, of.molecules, like).reshape(of.detector.shape).numpy()
     path = case.get("mosaic_rotations")
     command = parse(case["argv"], folder, torch.as_tensor(np.load(folder / path)) if path else None)
     arguments, options = command.arguments()
     image = simulate(*arguments, **options, dtype=dtype).reshape(command.detector.shape)
+    if command.water_um is not None:
+        background = water(command.detector, command.beam, command.water_um, torch.zeros((), dtype=dtype))
+        image = image + background.reshape(image.shape)
     return torch.where(command.used, image, torch.zeros_like(image)).numpy()
 
 
