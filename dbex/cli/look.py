@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import started
-from dbex.cli.parameters import fetched, folder_and_others, look_scope
+from dbex.cli.parameters import fetched, folder_and_others, look_scope, show_config
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ output.directory of dbex.refine, dbex.refine_many or dbex.refine_joint. Ctrl-C e
 
 options:
   -c, --show-config        show all parameters with their defaults and what they mean
+  -a, --attributes-level N with -c: 0 without explanations, 2 with types
   -h, --help               show this
   --version                show the version
 """
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        look_scope().show(attributes_level=1)
+        show_config(look_scope(), arguments)
     else:
         look(arguments)
     return 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, Progress, started
-from dbex.cli.parameters import interpret, refine_scope, settings_of
+from dbex.cli.parameters import interpret, refine_scope, settings_of, show_config
 from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
 from dbex.memory import give_back_memory, keep_memory
@@ -83,16 +83,10 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(arguments)
+        show_config(refine_scope(), arguments)
     else:
         return refine(arguments)
     return 0
-
-
-def show_config(arguments: Sequence[str]) -> None:
-    """Print all parameters; `-a N` or `-aN` says with how much explanation."""
-    match = re.search(r"(?:^| )(?:-a|--attributes-level)[ =]?(\d+)", " ".join(arguments))
-    refine_scope().show(attributes_level=int(match.group(1)) if match else 1)
 
 
 def refine(arguments: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.joint_results import Ending, lines_of, write_joint
-from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of
+from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of, show_config
 from dbex.cli.refine import run_of
 from dbex.errors import BadInput
 from dbex.io.atomic import staged
@@ -48,6 +48,7 @@ A run that was cut short goes on from the stills that it had begun when the same
 
 options:
   -c, --show-config        show all parameters with their defaults and what they mean
+  -a, --attributes-level N with -c: 0 without explanations, 2 with types
   -h, --help               show this
   --version                show the version
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        joint_scope().show(attributes_level=1)
+        show_config(joint_scope(), arguments)
     else:
         return refine(arguments)
     return 0

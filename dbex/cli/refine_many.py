@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, complain, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.pace import PaceDisplay, counted, in_words
-from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of
+from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of, show_config
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ done twice, none is lost. dbex.status run shows from elsewhere how far it is.
 
 options:
   -c, --show-config        show all parameters with their defaults and what they mean
+  -a, --attributes-level N with -c: 0 without explanations, 2 with types
   -h, --help               show this
   --version                show the version
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        refine_scope(ENGINE_PHIL).show(attributes_level=1)
+        show_config(refine_scope(ENGINE_PHIL), arguments)
     else:
         return refine_many(arguments)
     return 0

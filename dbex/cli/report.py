@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import started
-from dbex.cli.parameters import fetched, folder_and_others, report_scope
+from dbex.cli.parameters import fetched, folder_and_others, report_scope, show_config
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ dbex.refine_many or dbex.refine_joint.
 
 options:
   -c, --show-config        show all parameters with their defaults and what they mean
+  -a, --attributes-level N with -c: 0 without explanations, 2 with types
   -h, --help               show this
   --version                show the version
 """
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     elif "--version" in arguments:
         print(f"{COMMAND} {metadata.version('dbex')}")
     elif {"-c", "--show-config"}.intersection(arguments):
-        report_scope().show(attributes_level=1)
+        show_config(report_scope(), arguments)
     else:
         report(arguments)
     return 0

@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from dataclasses import replace
+from importlib import import_module
 
 import h5py
 import numpy as np
@@ -148,6 +149,20 @@ def test_every_parameter_is_shown_with_its_default_and_its_meaning(tmp_path):
     assert ".help" not in run("-c", "-a0", cwd=tmp_path).stdout
     assert ".type" in run("-c", "-a", "2", cwd=tmp_path).stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["refine", "refine_many", "refine_joint", "look", "report"])
+def test_every_command_shows_its_parameters_with_as_much_explanation_as_is_asked_for(command, capsys):
+    main_of = import_module(f"dbex.cli.{command}").main
+
+    def shown(*words):
+        assert main_of(["-c", *words]) == 0
+        return capsys.readouterr().out
+
+    assert ".help" in shown()
+    assert ".type" not in shown()
+    assert ".help" not in shown("-a0")
+    assert ".type" in shown("--attributes-level=2")
 
 
 def test_help_and_version_come_at_once(tmp_path):
