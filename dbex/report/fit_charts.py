@@ -145,6 +145,23 @@ def chi2_by_panel(found: Bins) -> Chart:
     )
 
 
+def background_by_panel(panel: Floats, rms: Floats, esd: Floats) -> Chart:
+    """σ-Z of the background of each panel, with its esd."""
+    marks = {"type": "scatter", "mode": "markers", "name": "σ-Z", "x": panel, "y": rms,
+             "error_y": {"type": "data", "array": esd, "thickness": 1, "width": 2},
+             "marker": {"color": AFTER, "size": 6}, "hovertemplate": "panel %{x}: %{y:.3f}<extra></extra>"}  # fmt: skip
+    return Chart(
+        "background-panels",
+        f"σ-Z of the background by panel: {rms.min():.2f} to {rms.max():.2f}",
+        "The same for each panel, with its esd; 1 is right. Panels that differ by more than their esds have a gain, a "
+        "pedestal or a read-out noise of their own: dbex.estimate_noise measures them, and noise= gives them to "
+        "dbex.refine.",
+        (marks, level(panel, 1, "right")),
+        layout("", "", xaxis=axis("panel"), yaxis=axis("σ-Z")),
+        300,
+    )
+
+
 def chi2_axis(found: Bins) -> dict[str, Any]:
     """With room about 1, and logarithmic where χ² spans decades."""
     if len(found) and found.mean.max() > 10:

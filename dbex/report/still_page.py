@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dbex.report.fit_charts import fit_charts
-from dbex.report.page import Page, Section, Table, Text
+from dbex.report.fit_charts import background_by_panel, fit_charts
+from dbex.report.page import Chart, Page, Section, Table, Text
 from dbex.report.place_charts import place_charts
 from dbex.report.solution_charts import correlation_chart, history_chart, rocking_chart
 from dbex.report.spots import MOST_PIXELS, gallery
@@ -77,7 +77,7 @@ def still_page(result: StillResult, most_pixels: int | None = MOST_PIXELS) -> Pa
             Section("Residuals", fit_charts(result)),
             Section("Where spots are", place_charts(result)),
             Section("Rocking curve", (rocking_chart(result),)),
-            Section("Background", (background_table(content["sigma_z"]),)),
+            Section("Background", (background_table(content["sigma_z"]), *background_charts(content["sigma_z"]))),
             Section("Course of the refinement", (*solved, *terms(content))),
             Section("What was left out", left_out(content)),
             Section("Provenance", provenance(content)),
@@ -149,20 +149,27 @@ def least(content: dict[str, Any]) -> Text:
 
 
 def background_table(check: dict[str, Any]) -> Table:
-    """σ-Z of the background by intensity and by panel."""
+    """σ-Z of the background by intensity."""
     rows = [("all together", *scatter(check["together"]))]
     rows += [(f"mean of {part['intensity']:.3g} photons", *scatter(part)) for part in check["by_intensity"]]
-    if len(check["by_panel"]) > 1:
-        rows += [(f"panel {panel}", *scatter(part)) for panel, part in check["by_panel"].items()]
     return Table(
         ("background pixels", "number", "σ-Z", "esd"),
         tuple(rows),
         "How much pixels without Bragg scattering vary about their background, over what gain and read-out noise "
         "predict: 1 is right. More: the gain is too small or the read-out noise underestimated (dbex.estimate_noise "
         "measures both); less: the reverse. A trend with intensity is a wrong gain, a constant excess a wrong "
-        "read-out noise, one panel a panel of its own.",
+        "read-out noise.",
         numeric=(1, 2, 3),
     )
+
+
+def background_charts(check: dict[str, Any]) -> tuple[Chart, ...]:
+    """σ-Z of the background by panel, where there are several."""
+    parts = [(int(panel), part["rms"], part["esd"]) for panel, part in check["by_panel"].items() if part["rms"]]
+    if len(parts) < 2:
+        return ()
+    panel, rms, esd = (np.array(column, dtype=float) for column in zip(*parts, strict=True))
+    return (background_by_panel(panel, rms, esd),)
 
 
 def scatter(part: dict[str, Any]) -> tuple[str, str, str]:

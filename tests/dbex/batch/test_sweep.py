@@ -138,8 +138,11 @@ def test_five_broken_stills_are_classed_and_the_others_refined(undisturbed):
 
 
 @pytest.mark.slow
-def test_the_page_of_a_sweep_tells_who_failed_and_why_and_leads_to_a_still_that_was_looked_at(undisturbed, capsys):
-    folder = undisturbed[0]
+def test_the_page_of_a_sweep_tells_who_failed_and_why_and_leads_to_a_still_that_was_looked_at(
+    undisturbed, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
     text = (folder / "dbex.html").read_text(encoding="utf-8")
     assert "4 of 9 stills were refined and can be used; 5 bad input." in text
     assert all(words in text for words in BROKEN)

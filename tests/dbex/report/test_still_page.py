@@ -90,6 +90,27 @@ def test_every_figure_holds_numbers_and_says_how_to_read_it(page, text):
                 assert any(value is not None for value in trace[axis]), (chart.name, trace.get("name"))
 
 
+def test_a_detector_of_several_panels_has_figures_by_panel_and_names_the_panel_of_a_spot(result):
+    half = len(result.boxes) // 2
+    boxes = replace(result.boxes, panel=(np.arange(len(result.boxes)) >= half).astype(int))
+    pixels = replace(result.pixels, panel=boxes.panel[result.pixels.box])
+    (panel,) = result.content["models"]["after"]["detector"]
+    aside = panel | {"origin_fast_mm": panel["origin_fast_mm"] + 500.0}
+    check = result.content["sigma_z"]
+    by_panel = {"0": check["together"], "1": check["together"] | {"rms": 1.5}}
+    models = {"after": result.content["models"]["after"] | {"detector": [panel, aside]}}
+    content = result.content | {"models": models, "sigma_z": check | {"by_panel": by_panel}}
+    page = still_page(replace(result, content=content, boxes=boxes, pixels=pixels))
+    charts = {chart.name: plain(chart.traces) for chart in items(page, Chart)}
+    assert charts["chi2-panel"][0]["x"] == [0, 1]
+    assert charts["background-panels"][0]["y"] == [pytest.approx(check["together"]["rms"], rel=1e-6), 1.5]
+    outline, marks, _ = charts["chi2-map"]
+    assert len(outline["x"]) == 12, "two rectangles and what parts them"
+    right = [x for x, text in zip(marks["x"], marks["text"], strict=True) if "panel 1" in text]
+    left = [x for x, text in zip(marks["x"], marks["text"], strict=True) if "panel 0" in text]
+    assert min(right) > max(left)
+
+
 def test_the_table_says_what_moved_by_how_many_esds_and_which_esd_it_is(text):
     row = re.search(r"<tr><td>cell_a</td>.*?</tr>", text).group(0)
     assert re.findall(r">([^<>]+)</td>", row) == [
