@@ -156,7 +156,9 @@ def trial(fault, everything):
         folder = Path(temporary) / "copy"
         copied(folder)
         fault.apply(folder)
-        status, verdicts = judged(folder, ["all"] if everything else [f"DB-AT-{n}" for n in fault.noticed_by])
+        status, verdicts = judged(
+            folder, ["all"] if everything else [*(f"DB-AT-{n}" for n in fault.noticed_by), "full=False"]
+        )
     red = [test for test, verdict in verdicts.items() if verdict == "failed"]
     noticed = status == 1 and all(f"DB-AT-{number}" in red for number in fault.noticed_by)
     seconds = time.monotonic() - began
@@ -167,7 +169,8 @@ def trial(fault, everything):
 
 def untouched(faults, everything):
     """Whether the same tests pass in a copy without a fault."""
-    words = ["all"] if everything else sorted({f"DB-AT-{n}" for fault in faults for n in fault.noticed_by})
+    named = sorted({f"DB-AT-{n}" for fault in faults for n in fault.noticed_by})
+    words = ["all"] if everything else [*named, "full=False"]
     with tempfile.TemporaryDirectory(prefix="dbex-fault-") as temporary:
         folder = Path(temporary) / "copy"
         copied(folder)

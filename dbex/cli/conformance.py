@@ -29,6 +29,7 @@ Single tests by their ids, as in {COMMAND} DB-AT-010 DB-AT-026.
 
 parameters:
   nproc=1             processes that share the tests
+  full=True           False leaves out the cases that take minutes
   tests=FOLDER        a clone whose tests judge this installed copy of dbex; None takes the clone that it is, or the
                       working directory
   output.json=FILE    the summary; None writes plans/active/summary.json of the clone. What pytest prints goes beside
@@ -44,6 +45,8 @@ skipped or is absent, which is no pass.
 PHIL = """
 nproc = 1
   .type = whole(minimum=1)
+full = True
+  .type = bool
 tests = None
   .type = path
 output {
@@ -91,15 +94,18 @@ def judged(numbers: Sequence[str], parameters: Any, arguments: Sequence[str]) ->
     log = output.resolve().with_name("conformance.log")
     began, clock = datetime.now(timezone.utc), time.monotonic()
     print(f"{len(numbers)} acceptance tests of {folder}", flush=True)
-    found = conformance(numbers, folder, parameters.nproc, log, show)
+    found = conformance(numbers, folder, parameters.nproc, log, show, parameters.full)
     seconds = time.monotonic() - clock
     content = {
         "command": shlex.join([COMMAND, *arguments]),
         "started": began.isoformat(timespec="seconds"),
+        "full": parameters.full,
         **summary(found, seconds),
     }
     write_whole(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print("\n".join(table(found, seconds)))
+    if not parameters.full:
+        print("without the cases that take minutes: full=True runs them too")
     print(f"summary: {output}; what pytest printed: {log}")
     return STATUS[found.verdict]
 

@@ -101,11 +101,16 @@ def tests_folder(given: str | None) -> Path:
 
 
 def conformance(
-    numbers: Sequence[str], folder: Path, processes: int, log: Path, tell: Callable[[Case, int, int], None]
+    numbers: Sequence[str],
+    folder: Path,
+    processes: int,
+    log: Path,
+    tell: Callable[[Case, int, int], None],
+    full: bool = True,
 ) -> Conformance:
     """Run the tests of these numbers; `tell` hears of each case with how many are done and how many there are.
 
-    What pytest prints goes to `log`. Raises BadInput where pytest is not installed.
+    Without `full` cases that take minutes are left out. What pytest prints goes to `log`. Raises BadInput where pytest is not installed.
     """
     if find_spec("pytest") is None or (processes > 1 and find_spec("xdist") is None):
         raise BadInput("pytest is not installed: expected what the tests need; install dbex[test]")
@@ -116,6 +121,7 @@ def conformance(
         *("-k", " or ".join(f"DB_AT_{number}" for number in numbers), f"--conformance-events={theirs}"),
         *("--rootdir", str(folder), "-q", "-p", "no:cacheprovider"),
         *(("-n", str(processes)) if processes > 1 else ()),
+        *(() if full else ("-m", "not full_profile")),
         str(folder / "tests"),
     ]
     with log.open("w", encoding="utf-8") as printed:

@@ -16,7 +16,7 @@ from tests.reports import acceptance_report
 from tests.tolerances import SAME_NUMBER_ESDS
 
 #: Seeds that one process reads: each way to spoil a file is met as often.
-QUICK, LONG = 2 * len(WAYS), 12 * len(WAYS)
+QUICK, LONG = len(WAYS), 12 * len(WAYS)
 #: Seeds whose stills can be read, and are refined from files to files: image, amplitudes, models, reflections.
 REFINED = (26, 35, 36, 53, 62, 66, 72, 196)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -18,6 +18,8 @@ TESTS = {
     "passes": "class TestDB_AT_001_A:\n def test_db_at_001_one(self): pass\n def test_db_at_001_two(self): pass\n",
     "fails": "class TestDB_AT_002_B:\n def test_db_at_002(self):\n  assert 1 == 2, 'one is not two'\n",
     "skips": "import pytest\nclass TestDB_AT_010_C:\n def test_db_at_010(self): pytest.skip('no golden images')\n",
+    "long": "import pytest\nclass TestDB_AT_002_F:\n @pytest.mark.full_profile\n def test_db_at_002_long(self): assert 0\n"
+    " def test_db_at_002_short(self): pass\n",
     "dies": "import os\nclass TestDB_AT_011_D:\n def test_db_at_011(self): os._exit(9)\n",
     "broken": "import nowhere_to_be_found\n",
     "set_up": "import pytest\n@pytest.fixture\ndef bad(): raise OSError('no disk')\n"
@@ -30,7 +32,9 @@ def clone(tmp_path):
     """A folder that looks like a clone, and writes the tests that are asked for."""
     (tmp_path / "tests" / "dbex").mkdir(parents=True)
     (tmp_path / "tests" / "reports.py").touch()
-    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\nmarkers = ["full_profile"]\n'
+    )
 
     def with_tests(*names):
         for name in names:
@@ -63,6 +67,11 @@ def test_all_passed_is_success_and_nothing_else_is(clone):
     assert judged(clone("passes", "skips"), "DB-AT-001")[0] == 0
     status, summary = judged(clone(), "DB-AT-001", "DB-AT-010")
     assert (status, summary["verdict"]) == (2, "skipped")
+
+
+def test_cases_that_take_minutes_can_be_left_out(clone):
+    status, summary = judged(clone("long"), "DB-AT-002", "full=False")
+    assert (status, summary["full"], len(summary["tests"][0]["cases"])) == (0, False, 1)
 
 
 def test_two_processes_tell_the_same(clone):

@@ -22,7 +22,7 @@ def errors_in_esds(found):
 
 
 class TestDB_AT_031_Intensities:
-    @pytest.mark.slow
+    @pytest.mark.full_profile
     def test_db_at_031_drawn_intensities_come_back_within_their_esds(self, still):
         tolerances = {
             "within one esd": [0.6827 - COVERAGE_68_OF_INTENSITIES, 0.6827 + COVERAGE_68_OF_INTENSITIES],
