@@ -110,7 +110,8 @@ def conformance(
 ) -> Conformance:
     """Run the tests of these numbers; `tell` hears of each case with how many are done and how many there are.
 
-    Without `full` cases that take minutes are left out. What pytest prints goes to `log`. Raises BadInput where pytest is not installed.
+    Without `full` cases that take minutes are left out. What pytest prints goes to `log`. Raises BadInput where pytest
+    is not installed.
     """
     if find_spec("pytest") is None or (processes > 1 and find_spec("xdist") is None):
         raise BadInput("pytest is not installed: expected what the tests need; install dbex[test]")

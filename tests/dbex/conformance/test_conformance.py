@@ -18,7 +18,8 @@ TESTS = {
     "passes": "class TestDB_AT_001_A:\n def test_db_at_001_one(self): pass\n def test_db_at_001_two(self): pass\n",
     "fails": "class TestDB_AT_002_B:\n def test_db_at_002(self):\n  assert 1 == 2, 'one is not two'\n",
     "skips": "import pytest\nclass TestDB_AT_010_C:\n def test_db_at_010(self): pytest.skip('no golden images')\n",
-    "long": "import pytest\nclass TestDB_AT_002_F:\n @pytest.mark.full_profile\n def test_db_at_002_long(self): assert 0\n"
+    "long": "import pytest\nclass TestDB_AT_002_F:\n"
+    " @pytest.mark.full_profile\n def test_db_at_002_long(self): assert 0\n"
     " def test_db_at_002_short(self): pass\n",
     "dies": "import os\nclass TestDB_AT_011_D:\n def test_db_at_011(self): os._exit(9)\n",
     "broken": "import nowhere_to_be_found\n",
