@@ -212,6 +212,12 @@ RESOLUTION_RELATIVE = 0.04
 CUT_ESDS = 2.1
 #: What the process that sums holds of a still between visits: some numbers and its name.
 HELD_BYTES = 2_000
+#: A merit that is quadratic in |F|²: differences of sums of 1e4 squares.
+QUADRATIC_RELATIVE = 1e-5
+#: The scatter told by some thousand pairs.
+SPREAD_RELATIVE = 0.06
+#: The part of |F|² within one esd of the truth, of some hundred.
+COVERED = (0.58, 0.78)
 #: Slope of ln photons along a direction that leaves every pixel as it is: rounding of slopes of about ten.
 SCALED_TOGETHER = 1e-9
 #: Rigid motions there and back: rounding of lengths of some 100 mm, and of rotations taken apart.

@@ -14,7 +14,7 @@ from dbex.data_load import Stills
 from dbex.errors import BadInput
 from dbex.io.record import sha256
 from dbex.io.spool import read_result
-from dbex.still import Still
+from dbex.still import Amplitudes, Still
 from nanobrag_torch.config import BeamConfig, DetectorConfig
 
 
@@ -47,6 +47,11 @@ class SweptStills:
         refined = read_result(Path(entry.result), entry.lattice).experiment.crystal
         still = stills.read(entry.experiment_id, crystal=refined)
         return replace(still, index=entry.number)
+
+    @property
+    def amplitudes(self) -> Amplitudes:
+        """The structure factors of all stills. Raises BadInput."""
+        return self._opened(0)[1].amplitudes
 
     def bench(self, index: int) -> tuple[tuple[DetectorConfig, ...], BeamConfig]:
         """Detector and beam of a still as they were read. Raises BadInput."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.memory import give_back_memory
 
 if TYPE_CHECKING:
+    from dbex.cli.joint_amplitudes import Refined
     from dbex.joint.shared import Common
     from dbex.joint.solve import Joint
     from dbex.joint.visits import Visitor
@@ -66,12 +67,14 @@ def write_joint(
     ended: list[Ended],
     run: Any,
     sweep: dict[str, Any] | None,
+    squares: "Refined | None",
 ) -> dict[str, Any]:
     """Write the files of the joint solution; gives the content of joint.json. `models` holds a folder a still, `sweep`
-    tells of the sweep that was begun with."""
+    tells of the sweep that was begun with, `squares` are |F|² that were refined."""
     from dbex.io.record import provenance, write_json
     from dbex.io.results import write_composite, write_geometry
     from dbex.joint.conclude import conclude, shared_estimates
+    from dbex.joint.merging import median_cell
     from dbex.joint.outliers import OUTLIER_RULE
 
     still, final = visitor.ended(joint.task(0))
@@ -102,11 +105,15 @@ def write_joint(
             )
         ],
         "sweep": sweep,
+        "structure_factors": None if squares is None else squares.told,
         "left_out": [{"index": b.index, "still": b.name, "reason": b.reason} for b in joint.left_out],
         "merging": merge(staging, ended, still.amplitudes, float(refined.beam.wavelength_A)),
         "steps": [{"round": number, **asdict(step)} for number, step in joint.steps],
         **provenance(run),
     }
+    if squares is not None:
+        cell, wavelength_A = median_cell([end.cell for end in ended]), float(refined.beam.wavelength_A)
+        squares.write(staging / "structure_factors.mtz", cell, wavelength_A, still.amplitudes.space_group)
     write_json(content, staging / "joint.json")
     return content
 
@@ -149,6 +156,13 @@ def lines_of(content: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"outliers ({content['outlier_rule']}): {', '.join(outliers) or 'none'}")
     lines += [f"left out: {left['still']}: {left['reason']}" for left in content["left_out"]]
+    if content["structure_factors"]:
+        found = content["structure_factors"]
+        lines.append(
+            f"|F|² of {found['reflections']} reflections, {found['on_several_stills']} of them on several stills, "
+            f"about which intensities scatter by {100 * found['spread_of_intensities']:.1f} %"
+        )
+        lines += [f"held, for nothing tells it: {words}" for words in found["held"]]
     if content["merging"]["shells"]:
         whole = content["merging"]["shells"][-1]
         lines.append(

@@ -152,6 +152,14 @@ refine {
     .type = numeric(above=0)
     .help = "How far wavelengths that move from shot to shot may be from those of the experiments: the relative"
             "standard deviation of their prior. It alone holds the common scale of wavelengths and cell."
+  structure_factors = *known apart merged
+    .type = choice
+    .help = "|F|² of the reflections: known from the file, each still's intensities about them with their error; or"
+            "refined at the end for all stills together, Friedel mates apart or merged."
+  structure_factor_prior = *mtz none
+    .type = choice
+    .help = "Refined |F|² have those of the file as prior, with its error; or none, which takes stills that share most"
+            "of their reflections."
   cell = *shared still
     .type = choice
     .help = "One cell for all stills, or one of its own for each still."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, started
 from dbex.cli.engines import engine_of, led
+from dbex.cli.joint_amplitudes import refined_amplitudes
 from dbex.cli.joint_results import Ending, lines_of, write_joint
 from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of, show_config
 from dbex.cli.refine import run_of
@@ -57,6 +58,7 @@ Results, in output.directory (joint by default, run/joint for a sweep), which ap
   detector.expt                 beam and detector, for dials.import reference_geometry=detector.expt
   dbex.html                     the report: what is shared, every still, what was merged, for a browser
   joint.json                    what is shared with esds and covariance, a table of the stills, figures of merging
+  structure_factors.mtz         with refine.structure_factors=apart|merged: |F|² of all stills together
   unmerged.mtz, merged.mtz      full intensities: all observations, a batch a still; their means, Friedel mates apart
   dbex.json, dbex.log           how the run was started, with which programs; what was told on the way
 
@@ -176,10 +178,13 @@ def refine_into(staging: Path, parameters: Any, sweep: Path | None, run: Any, lo
         visitor = Visitor(read, settings, sharing, detector, spool)
         with visiting(parameters, spool, engine) as visits:
             joint = solve(visitor, range(len(stills)), beam, visits, refine.max_iterations, log.line)
+            squares = None
+            if refine.structure_factors != "known":
+                joint, squares = refined_amplitudes(refine, joint, visitor, visits, stills.amplitudes, log.line)
             models = fresh_folder(spool / "models")
             tasks = [(place, joint.task(place)) for place in range(len(joint.begun))]
             ended = list(visits(Ending(visitor, models), tasks))
-        content = write_joint(staging, models, visitor, joint, ended, run, states)
+        content = write_joint(staging, models, visitor, joint, ended, run, states, squares)
     if parameters.output.html:
         write_page(joint_page(plain(content)), staging / parameters.output.html)
     for line in lines_of(content):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dbex.errors import BadInput
+from dbex.joint.amplitudes import SaidOfSquares
 from dbex.joint.normal_equations import Reduced, own_places, reduced, with_others
 from dbex.joint.outliers import pull
 from dbex.joint.own_numbers import OwnNumbers
@@ -104,6 +105,10 @@ class Standing:
     converged: bool
 
 
+#: The endings of the files that hold the parts of a still.
+NAMES = {Begun: "begun", Laid: "boxes", Standing: "standing", Reduced: "said", SaidOfSquares: "squares"}
+
+
 @dataclass(frozen=True)
 class Visitor:
     """Who visits: it reads stills by their number, knows the settings, the detector that all begin from and what they
@@ -127,11 +132,11 @@ class Visitor:
         if begun.reason is None:
             for part in ("boxes", "standing"):
                 self._link(index, part, f"first-{part}")
-        self._put(index, begun)
+        self.put(index, begun)
         return begun
 
     def _begun_before(self, index: int) -> Begun:
-        begun: Begun = self._get(index, "begun")
+        begun: Begun = self.get(index, "begun")
         if begun.reason is None:
             for part in ("boxes", "standing"):
                 self._link(index, f"first-{part}", part)
@@ -155,15 +160,15 @@ class Visitor:
         crystal = map.models(torch.as_tensor(x)).crystal
         shared = self.sharing.of(map)
         state = final.state
-        self._put(index, Laid(final.objective, final.predictions, final.model_error, hot_pixels(final)))
+        self.put(index, Laid(final.objective, final.predictions, final.model_error, hot_pixels(final)))
         solution = final.solution
-        self._put(index, Standing(x, state.variance, state.ln_captured, solution.matrix, solution.converged))
+        self.put(index, Standing(x, state.variance, state.ln_captured, solution.matrix, solution.converged))
         values = np.array([x[map.place(p.name)] for p in shared])
         return Begun(index, name, values, tuple(float(getattr(crystal, edge)) for edge in CELL))
 
     def shared_parameters(self, index: int) -> tuple[Parameter, ...]:
         """What is shared, in the words of a still that was begun."""
-        return self.sharing.of(self._laid(index).objective.map)
+        return self.sharing.of(self.laid(index).objective.map)
 
     def lay_out(self, task: tuple[int, Common, Floats]) -> Visited | str:
         """Predict a still's boxes anew, about the common beginning with the shared values g of a task (index, common,
@@ -175,7 +180,7 @@ class Visitor:
 
     def _laid_out(self, task: tuple[int, Common, Floats]) -> Visited:
         index, common, g = task
-        laid, standing = self._laid(index), self._standing(index)
+        laid, standing = self.laid(index), self.standing(index)
         found = round_of(laid, standing)
         still = without_hot(self.still(index), laid.hot)
         error = self.settings.model_error
@@ -185,8 +190,8 @@ class Visitor:
         again = Laid(objective, predictions, model_error, laid.hot)
         problem = StillProblem(objective)
         visited = self._solved(index, problem, x, problem.start(x), common)
-        more = hot_pixels(round_of(again, self._standing(index)))
-        self._put(index, replace(again, hot=_both(laid.hot, more)))
+        more = hot_pixels(round_of(again, self.standing(index)))
+        self.put(index, replace(again, hot=_both(laid.hot, more)))
         return replace(visited, same=same_boxes(laid.objective, objective) if not len(more[0]) else 0.0)
 
     def trial(self, task: tuple[int, Common, Floats]) -> float:
@@ -209,7 +214,7 @@ class Visitor:
             still = self.still(index)
         except BadInput as error:
             return str(error)
-        laid, standing = self._laid(index), self._standing(index)
+        laid, standing = self.laid(index), self.standing(index)
         map, x = carried(laid, standing, common, g)
         moving = np.array(moving_places(map))
         shared = np.flatnonzero(np.isin(moving, common.places(map)))
@@ -220,7 +225,7 @@ class Visitor:
         matrix, gradient = spot_equations(still, map, x)
         there = {p.name: value for p, value in zip(map.parameters, x, strict=True)}
         kept = [there.get(p.name, value) for p, value in zip(laid.objective.map.parameters, standing.x, strict=True)]
-        self._put(index, replace(standing, x=np.array(kept)))
+        self.put(index, replace(standing, x=np.array(kept)))
         names = [p.name for p in common.parameters]
         place = np.array([names.index(map.parameters[i].name) for i in moving[shared]], dtype=np.int64)
         return said_of(spread_out(reduced(matrix, gradient, shared), place, len(names)), 1.0)
@@ -231,14 +236,14 @@ class Visitor:
 
     def said(self, index: int) -> Reduced:
         """What a still said of the shared numbers when it was last visited."""
-        found: Reduced = self._get(index, "said")
+        found: Reduced = self.get(index, "said")
         return found
 
     def ended(self, task: tuple[int, Common, Floats]) -> tuple[Still, Round]:
         """A still and its last round; `together` (g, g) of a task (index, common, together) is what all stills say of
         the shared parameters, in its formal units, and becomes part of its covariance."""
         index, common, together = task
-        laid, standing = self._laid(index), self._standing(index)
+        laid, standing = self.laid(index), self.standing(index)
         found = round_of(laid, standing)
         places = common.places(laid.objective.map)
         joint = with_others(standing.matrix, places, self.said(index).matrix, together)
@@ -247,7 +252,7 @@ class Visitor:
 
     def _moved(self, index: int, common: Common, g: Floats) -> tuple[StillProblem, Floats, State]:
         """The problem of a still, where it goes when the shared values become g, and its state there."""
-        laid, standing = self._laid(index), self._standing(index)
+        laid, standing = self.laid(index), self.standing(index)
         problem = StillProblem(laid.objective)
         x, shared = standing.x.copy(), common.places(laid.objective.map)
         own = own_places(len(x), shared)
@@ -265,26 +270,30 @@ class Visitor:
         x, state = own.whole(solution.x), solution.state
         matrix, gradient = problem.normal(x, state)
         left = reduced(matrix, gradient, shared)
-        self._put(index, Standing(x, state.variance, state.ln_captured, matrix, solution.converged))
-        self._put(index, left)
+        self.put(index, Standing(x, state.variance, state.ln_captured, matrix, solution.converged))
+        self.put(index, left)
         noise, pixels = problem.noise(state), float(problem.objective.boxes.used.sum())
         hard = pull(left.matrix, left.gradient, noise)
         return Visited(index, state.local.merit, state.local.chi2 / pixels, noise, hard, 0.0, solution.converged)
 
-    def _laid(self, index: int) -> Laid:
-        laid: Laid = self._get(index, "boxes")
+    def laid(self, index: int) -> Laid:
+        """A still's boxes."""
+        laid: Laid = self.get(index, "boxes")
         return laid
 
-    def _standing(self, index: int) -> Standing:
-        standing: Standing = self._get(index, "standing")
+    def standing(self, index: int) -> Standing:
+        """Where a still stands."""
+        standing: Standing = self.get(index, "standing")
         return standing
 
-    def _get(self, index: int, part: str) -> Any:
+    def get(self, index: int, part: str) -> Any:
+        """A part of a still, by the ending of its file."""
         with (self.folder / f"{index:07d}.{part}").open("rb") as stream:
             return pickle.load(stream)
 
-    def _put(self, index: int, part: Begun | Laid | Standing | Reduced) -> None:
-        name = {Begun: "begun", Laid: "boxes", Standing: "standing", Reduced: "said"}[type(part)]
+    def put(self, index: int, part: Begun | Laid | Standing | Reduced | SaidOfSquares) -> None:
+        """Keep a part of a still, whole or not at all."""
+        name = NAMES[type(part)]
         file = self.folder / f"{index:07d}.{name}"
         unfinished = file.with_suffix(f"{file.suffix}.part")
         with unfinished.open("wb") as stream:

@@ -80,12 +80,14 @@ class Local:
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Gauss-Newton matrix (n, n) and downhill gradient (n,) of half the merit, after elimination, and the sensitivity
-    of the intensities to x (m, n)."""
+    """Gauss-Newton matrix (n, n) and downhill gradient (n,) of half the merit, after elimination, the sensitivity of
+    the intensities to x (m, n), and the derivatives (m, n) of their deviations from the prior, in its sd, which follow
+    x because the sd does."""
 
     matrix: Floats
     gradient: Floats
     sensitivity: Floats
+    by_prior: Floats
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class Objective:
             by_node = node_sums.transpose(1, 2) @ found.map
             cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), by_node.reshape(-1, n))
         cross *= local.sd[:, None]
+        by_prior = torch.zeros_like(cross)
         if local.ln_captured is not None:
             z = (local.intensity - self.prior.mean) / local.sd
             slopes = self._captured_slopes(x, at, by_x)[self.groups.first]
@@ -270,6 +273,7 @@ class Objective:
             matrix.numpy() + np.diag(widths**-2.0) - scaled.T @ eliminated,
             gradient.numpy() - x.numpy() / widths**2,
             -local.sd.numpy()[:, None] * eliminated,
+            by_prior.numpy(),
         )
 
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
