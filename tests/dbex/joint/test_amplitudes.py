@@ -13,7 +13,7 @@ from dbex.joint.normal_equations import own_places
 from dbex.joint.solve_amplitudes import CONVERGED_ESDS, Known, _Problem, refine_squares, spread_of
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.problem import StillProblem
-from tests.tolerances import COVERED, DENSE_ESDS, JOINT_ESDS, QUADRATIC_RELATIVE, SPREAD_RELATIVE
+from tests.tolerances import COVERED, DENSE_ESDS, QUADRATIC_RELATIVE, SPREAD_RELATIVE, TRUTH_OF_SHARED_ESDS
 
 #: Of each F² the list is wrong by, and intensities scatter by in the tests of single steps.
 LIST_ERROR, SPREAD = 0.1, 0.05
@@ -138,7 +138,7 @@ def test_F2_come_out_within_their_esds(refined, drawn_jointly):
     before = np.abs(listed / truth - 1)[well].mean()
     assert np.abs(squares.means.value / truth - 1)[well].mean() < before / 2
     shared = joint.g - drawn_jointly.joint.g
-    assert np.abs(shared / np.sqrt(np.diag(joint.covariance))).max() < JOINT_ESDS
+    assert np.abs(shared / np.sqrt(np.diag(joint.covariance))).max() < TRUTH_OF_SHARED_ESDS
 
 
 def test_without_a_prior_scale_and_B_are_held(drawn_jointly, tmp_path):
