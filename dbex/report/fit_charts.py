@@ -166,5 +166,5 @@ def chi2_axis(found: Bins) -> dict[str, Any]:
     """With room about 1, and logarithmic where χ² spans decades."""
     if len(found) and found.mean.max() > 10:
         return axis("χ² per pixel (logarithmic)", type="log", dtick="D2")
-    low, high = (float(found.mean.min()), float((found.mean + found.esd).max())) if len(found) else (1.0, 1.0)
+    low, high = float((found.mean - found.esd).min(initial=1.0)), float((found.mean + found.esd).max(initial=1.0))
     return axis("χ² per pixel", range=[min(0.8, low - 0.1), max(1.2, high + 0.1)])

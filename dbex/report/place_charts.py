@@ -18,7 +18,7 @@ CHI2_LIMITS = (0.5, 2.0)
 #: The part of the page that the map has, and the bar of its colours beside it.
 MAP_PART = 0.5
 #: The margin of a map about the panels.
-MARGIN_PART = 0.03
+MARGIN_PART = 0.06
 
 
 def place_charts(result: StillResult) -> tuple[Chart, ...]:
