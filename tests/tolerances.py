@@ -177,6 +177,8 @@ TRUTH_SCALE_RELATIVE = 0.03
 
 #: Numbers of two lattices on one image against the truth, in esds: 26 of them, and the seeds are fixed.
 LATTICE_ESDS = 3.0
+#: Mean square of fourteen pulls that correlate as if they were seven: one and two of its standard deviations.
+LATTICE_PULL_SQUARED = 2.0
 #: The same image with its lattices in the other order, in esds: turns end where none moves by a tenth.
 OTHER_ORDER_ESDS = 0.2
 #: The light of a lattice, drawn with two sub-pixels along an edge and not three, and not beyond five widths: measured
