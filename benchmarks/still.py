@@ -85,11 +85,17 @@ def command(stills=1):
 
 
 def _repeated(stills, folder, factory):
-    """The shipped experiment and its reflections so many times, in files of their own."""
+    """The shipped experiment and its reflections so many times, in files of their own, each with an image of its own:
+    those that share one would be refined together, as lattices."""
     from dials.array_family import flex
 
     content = factory.from_json_file(str(ROOT / FILES[0]), check_format=False).to_dict()
-    content["experiment"] = [content["experiment"][0] | {"identifier": str(i)} for i in range(stills)]
+    image = (ROOT / content["imageset"][0]["images"][0]).resolve()
+    images = [folder / f"{i:04d}_{image.name}" for i in range(stills)]
+    for link in images:
+        link.symlink_to(image)
+    content["imageset"] = [content["imageset"][0] | {"images": [str(link)]} for link in images]
+    content["experiment"] = [content["experiment"][0] | {"identifier": str(i), "imageset": i} for i in range(stills)]
     many, tables = factory.from_dict(content, check_format=False), flex.reflection_table()
     reflections = flex.reflection_table.from_file(str(ROOT / FILES[1]))
     for key in list(reflections.experiment_identifiers().keys()):

@@ -25,6 +25,9 @@ from nanobrag_torch.tensors import as_tensor, dot, unit
 WIDTHS, MARGIN_PX = 3.0, 3
 #: Half-sizes of boxes in pixels: planes need pixels, neighbours need room.
 HALF_MIN, HALF_MAX = 5, 15
+#: Neighbours whose tails are modelled in a box: where more reach it, as where wrong indices make a model wide, the work
+#: would grow with their square and tell nothing.
+MOST_TAILS = 30
 #: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
 TAIL_WIDTHS = 3.5
 #: No index is as large as this.
@@ -251,7 +254,8 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
         ],
         -1,
     )
-    reflections, node = _contributions(chosen.select(keep), everything)
+    reflections, node, dropped = _contributions(chosen.select(keep), everything)
+    left_out[f"tails beyond those of the nearest {MOST_TAILS} neighbours"] = dropped
     alike = np.argsort((node >= 0).sum(1), kind="stable")
     keep, node = np.nonzero(keep)[0][alike], node[alike]
     x, y = (fast - centre[:, :1]) / half[:, :1], (slow - centre[:, 1:]) / half[:, 1:]
@@ -318,9 +322,10 @@ def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Int
     return own
 
 
-def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints]:
-    """The reflections that matter and, for each box, those that reach it: its own first, then neighbours whose spots
-    are wide enough to cross the border half-way between."""
+def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints, int]:
+    """The reflections that matter and, for each box, those that reach it: its own first, then the nearest neighbours
+    whose spots are wide enough to cross the border half-way between; and how many more would."""
+    dropped = 0
     lists: list[list[int]] = [[] for _ in range(len(chosen))]
     reach = 2 * TAIL_WIDTHS * everything.sigma_px.max(1, initial=0) + 2
     for i in np.unique(chosen.panel):
@@ -329,11 +334,14 @@ def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, 
         for row, found in zip(rows, near, strict=True):
             rivals = others[np.asarray(found, dtype=np.int64)]
             apart = np.linalg.norm(everything.xy_px[rivals] - chosen.xy_px[row], axis=1)
-            names = everything.index[rivals[apart < reach[rivals]]]
-            lists[row] = [int(name) for name in names if name != chosen.index[row]]
+            reaching = apart < reach[rivals]
+            names = everything.index[rivals[reaching][np.argsort(apart[reaching], kind="stable")]]
+            mine = [int(name) for name in names if name != chosen.index[row]]
+            lists[row] = mine[:MOST_TAILS]
+            dropped += len(mine) - len(lists[row])
     names = np.unique(np.concatenate([chosen.index, *(np.asarray(one, dtype=np.int64) for one in lists)]))
     width = 1 + max((len(one) for one in lists), default=0)
     node = np.full((len(chosen), width), -1, dtype=np.int64)
     for row, one in enumerate(lists):
         node[row, : 1 + len(one)] = np.searchsorted(names, [int(chosen.index[row]), *one])
-    return names, node
+    return names, node, dropped

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from dbex.refinement.rounds import start, with_boxes
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, MOST_TAILS, observed_predictions, predict, shoeboxes
 from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX
 
 
@@ -240,3 +240,16 @@ def test_observed_spots_keep_their_own_centroids(still):
     missing = len(still.observed) - len(found)
     listed = {tuple(h) for h in still.amplitudes.hkl.tolist()}
     assert missing == sum(tuple(h) not in listed for h in still.observed.hkl.tolist())
+
+
+def test_a_model_that_smears_every_spot_over_the_panel_keeps_the_nearest_tails(still):
+    everything = predicted(still, 2.2, mosaicity_deg=0.1)
+    wide = replace(everything, sigma_px=np.full_like(everything.sigma_px, 100.0))
+    boxes = shoeboxes(still, wide.select(np.abs(wide.k) < 3.0), wide)
+    assert boxes.node.shape[1] == 1 + MOST_TAILS
+    assert sum(count for name, count in boxes.left_out.items() if name.startswith("tails beyond")) > 0
+    place = {int(name): xy for name, xy in zip(wide.index, wide.xy_px, strict=True)}
+    names = boxes.reflections[boxes.node.numpy()]
+    for own, *tails in names[:20]:
+        apart = {int(n): float(np.linalg.norm(xy - place[int(own)])) for n, xy in place.items() if n != own}
+        assert max(apart[int(n)] for n in tails) == pytest.approx(sorted(apart.values())[MOST_TAILS - 1])
