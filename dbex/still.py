@@ -177,7 +177,8 @@ class BoxTable:
     Positions are (fast, slow). `excitation` is the excitation error over its rms along the Ewald sphere's normal (k),
     `delpsi_rad` the rotation that would bring the node onto the sphere, `partiality` relative to a node on the
     sphere. `intensity` and `variance` are the full intensity (scale of F²) without prior, overlapping spots together;
-    `posterior_*` use the structure factors as prior. `row` is the row of the table that was read, -1 for a reflection
+    `summed_*` are those of the added up pixels of the spot, without the error of the partiality; `posterior_*` use the
+    structure factors as prior. `row` is the row of the table that was read, -1 for a reflection
     that was only predicted. `xy_observed_px` is the centroid that was read with it, NaN where there is none;
     `xy_before_px` is where the models that were read put the reflection.
     """
@@ -197,6 +198,8 @@ class BoxTable:
     lp: Floats
     intensity: Floats
     variance: Floats
+    summed_intensity: Floats
+    summed_variance: Floats
     posterior_intensity: Floats
     posterior_variance: Floats
     prior_intensity: Floats

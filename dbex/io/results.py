@@ -30,11 +30,15 @@ UNITS = {
     "xy_mm": "mm",
     "s1": "1/angstrom",
     "delpsi_rad": "rad",
-    **dict.fromkeys(("intensity", "posterior_intensity", "prior_intensity"), "photons"),
+    **dict.fromkeys(("intensity", "summed_intensity", "posterior_intensity", "prior_intensity"), "photons"),
 }
 PIXEL_VARIANCE_UNIT = "photons^2"
 #: Columns that DIALS made from the models before: no longer true, and remade by whoever needs them.
 STALE = {"delpsical2", "delpsical.weights", "entering", "x_resid", "x_resid2", "y_resid", "y_resid2", "rlp", "d"}
+#: What DIALS multiplies or divides intensities by, which these are corrected for already.
+STALE |= {"lp", "qe", "dqe", "inverse_scale_factor"}
+#: Beyond so many widths from the Ewald sphere a Gaussian's tail tells no full intensity: not for scaling.
+K_FLAGGED = 2.0
 MEANINGS = {
     "data": "counts before subtraction of the background",
     "background": "the box's plane, and the light of other lattices on the image",
@@ -50,6 +54,7 @@ MEANINGS = {
     "excitation": "excitation error over its rms along the normal of the Ewald sphere",
     "intensity": "full intensity from the pixels without prior, together with those of overlapping spots",
     "variance_boxes": "of intensity",
+    "summed_intensity": "full intensity from the added up pixels of the spot",
     "posterior_intensity": "full intensity with the structure factors as prior",
     "partiality": "relative to a node on the Ewald sphere",
     "row": "row of the reflection table that was read, -1 where there was none",
@@ -137,12 +142,14 @@ def reflection_table(refined: Refined) -> Any:
     """The reflections as DIALS holds them, one row a box: what was read of them, and what the model says.
 
     `intensity.prf` is the full intensity without prior; it is NaN, without the flag, where no pixel determines it.
+    `intensity.sum` is what DIALS divides by the partiality to have the same by summation; 0, without the flag, where
+    the spot has no pixel. There is no `lp`: DIALS would multiply both by it, which are corrected.
     """
     boxes = refined.boxes
     table = kept_columns(refined.still.table, boxes.row)
     bbox = np.column_stack([boxes.bbox, np.zeros(len(boxes), int), np.ones(len(boxes), int)])
     scale = 1 / (float(refined.beam.wavelength_A) * np.linalg.norm(boxes.s1, axis=1, keepdims=True))
-    zeros = np.zeros(len(boxes))
+    zeros, summed = np.zeros(len(boxes)), np.isfinite(boxes.summed_intensity)
     set_ids(table, 0)
     table["dbex.input_id"] = flex.int(len(table), refined.still.index)
     table["panel"] = flex.size_t(boxes.panel.astype(np.uint64))
@@ -155,12 +162,14 @@ def reflection_table(refined: Refined) -> Any:
         "delpsical.rad": boxes.delpsi_rad,
         "intensity.prf.value": boxes.intensity,
         "intensity.prf.variance": boxes.variance,
+        "intensity.sum.value": np.where(summed, boxes.partiality * boxes.summed_intensity, 0.0),
+        "intensity.sum.variance": np.where(summed, boxes.partiality**2 * boxes.summed_variance, 0.0),
         "intensity.posterior.value": boxes.posterior_intensity,
         "intensity.posterior.variance": boxes.posterior_variance,
         "partiality": boxes.partiality,
         "partiality.esd": boxes.partiality_esd,
         "excitation": boxes.excitation,
-        "lp": boxes.lp,
+        "dbex.lp": boxes.lp,
         "background.mean": boxes.background_mean,
         "profile.correlation": boxes.cc,
         "dbex.chi2": boxes.chi2_per_pixel,
@@ -196,9 +205,10 @@ def kept_columns(observed: Any, row: np.ndarray) -> Any:
 
 
 def flags(boxes: BoxTable, table: Any) -> Any:
-    """Every row predicted; in the refinement where its pixels had weight; integrated where they determine it."""
+    """Every row predicted; in the refinement where its pixels had weight; integrated where they determine it; excluded
+    from scaling far from the Ewald sphere."""
     kept = np.array(table["flags"], dtype=np.int64) if "flags" in table else np.zeros(len(boxes), np.int64)
-    ours = FLAGS.predicted | FLAGS.used_in_refinement | FLAGS.integrated_prf
+    ours = FLAGS.predicted | FLAGS.used_in_refinement | FLAGS.integrated | FLAGS.excluded_for_scaling
     used = (boxes.pixels > 0) & (boxes.weight > 0)
     with np.errstate(invalid="ignore"):
         measured = np.isfinite(boxes.intensity) & np.isfinite(boxes.variance) & (boxes.variance > 0)
@@ -206,6 +216,8 @@ def flags(boxes: BoxTable, table: Any) -> Any:
     values |= np.where(boxes.row >= 0, int(FLAGS.indexed), 0)
     values |= np.where(used, int(FLAGS.used_in_refinement), 0)
     values |= np.where(measured, int(FLAGS.integrated_prf), 0)
+    values |= np.where(np.isfinite(boxes.summed_intensity), int(FLAGS.integrated_sum), 0)
+    values |= np.where(np.abs(boxes.excitation) > K_FLAGGED, int(FLAGS.excluded_for_scaling), 0)
     return flex.size_t(values.astype(np.uint64))
 
 

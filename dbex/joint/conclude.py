@@ -7,9 +7,17 @@ import torch
 
 from dbex.joint.solve import Joint
 from dbex.physics.sigma_z import background_sigma_z
-from dbex.refinement.conclude import estimates, fit_figures, plain, reported_slopes, starting_values
+from dbex.refinement.conclude import (
+    esd_inflation,
+    estimates,
+    fit_figures,
+    plain,
+    reduced_chi2,
+    reported_slopes,
+    starting_values,
+)
 from dbex.refinement.detector_motion import WHOLE, motions_between, unit_frame
-from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
+from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance, quoted_covariance
 from dbex.refinement.parameters import Parametrisation
 from dbex.refinement.rounds import Round, as_minimised, solved_round
 from dbex.refinement.settings import Settings
@@ -32,13 +40,15 @@ def conclude(still: Still, settings: Settings, final: Round) -> Refined:
     bend = curvature(final.solution.matrix, map)
     solved = solved_round(final)
     used, weight = final.objective.boxes.used, solved.objective.weight
-    table = measured(box_table(solved, still, (weight * used).sum(1) / used.sum(1)))
+    reduced = reduced_chi2(final, solved)
+    inflation = esd_inflation(reduced)
+    empirical = jackknife_covariance(as_minimised(final), final.solution.matrix, np.zeros(len(map)), range(len(map)))
+    known = replace(solved, covariance=quoted_covariance(bend.covariance, empirical, inflation))
+    table = measured(box_table(known, still, (weight * used).sum(1) / used.sum(1)))
     pixels = pixel_table(solved)
-    figures = fit_figures(still, settings, final, solved, table)
-    inflation = figures["esd_inflation"]
+    figures = fit_figures(still, settings, final, solved, table, reduced)
     crystal, beam = plain(map, x)
     slopes = reported_slopes(map, x)
-    empirical = jackknife_covariance(as_minimised(final), final.solution.matrix, np.zeros(len(map)), range(len(map)))
     return Refined(
         still=still,
         crystal=crystal,
@@ -62,10 +72,8 @@ def measured(table: BoxTable) -> BoxTable:
     """The table without full intensities where hardly anything of the node reaches the Ewald sphere: a few percent of
     the widths' error would be half of them."""
     seen = np.abs(table.excitation) <= K_MEASURED
-    nothing = np.full(len(table), np.nan)
-    return replace(
-        table, intensity=np.where(seen, table.intensity, nothing), variance=np.where(seen, table.variance, nothing)
-    )
+    full = ("intensity", "variance", "summed_intensity", "summed_variance")
+    return replace(table, **{name: np.where(seen, getattr(table, name), np.nan) for name in full})
 
 
 def estimates_without_drift(

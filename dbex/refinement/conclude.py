@@ -9,7 +9,7 @@ from torch import Tensor
 from dbex.physics.sigma_z import background_sigma_z
 from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
-from dbex.refinement.jackknife import QUOTED_BEYOND, jackknife_covariance
+from dbex.refinement.jackknife import jackknife_covariance, larger_esds, quoted_covariance
 from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
 from dbex.refinement.rounds import Round, as_minimised, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search, spot_offsets
@@ -45,10 +45,13 @@ def conclude(
     boxes = final.objective.boxes
     pixel_weight = solved.objective.weight
     weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
-    table, pixels = box_table(solved, still, weight), pixel_table(solved)
+    reduced = reduced_chi2(final, solved)
+    inflation = esd_inflation(reduced)
+    empirical = jackknife_covariance(minimised, final.solution.matrix, np.zeros(len(map)), range(len(map)))
+    known = replace(solved, covariance=quoted_covariance(bend.covariance, empirical, inflation))
+    table, pixels = box_table(known, still, weight), pixel_table(solved)
     background = background_sigma_z(pixels)
-    figures = fit_figures(still, settings, final, solved, table)
-    inflation = figures["esd_inflation"]
+    figures = fit_figures(still, settings, final, solved, table, reduced)
     figures |= {
         "condition_number": bend.condition_number,
         "sigma_z": background.together.rms,
@@ -63,7 +66,6 @@ def conclude(
     wanted = unmet_demands(minimised, inflation)
     crystal, beam = plain(map, x)
     slopes = reported_slopes(map, x)
-    empirical = jackknife_covariance(minimised, final.solution.matrix, np.zeros(len(map)), range(len(map)))
     return Refined(
         still=still,
         crystal=crystal,
@@ -88,17 +90,29 @@ def conclude(
     )
 
 
-def fit_figures(still: Still, settings: Settings, final: Round, solved: Solved, table: BoxTable) -> dict[str, float]:
-    """The figures of merit of a solved round, χ² over its degrees of freedom and what that does to esds."""
+def reduced_chi2(final: Round, solved: Solved) -> float:
+    """χ² of a solved round over its degrees of freedom."""
+    pixel_weight, used = solved.objective.weight, final.objective.boxes.used
+    freedom = float(used.sum()) - 3 * len(used) - len(final.objective.map) - _effective_intensities(solved)
+    # pixels that were down-weighted in the fit do not speak for the noise of the others either
+    return float((pixel_weight**2 * squared_residuals(solved) * used).sum()) / max(freedom, 1.0)
+
+
+def esd_inflation(reduced: float) -> float:
+    """What a reduced χ² does to esds."""
+    return float(np.sqrt(max(1.0, reduced)))
+
+
+def fit_figures(
+    still: Still, settings: Settings, final: Round, solved: Solved, table: BoxTable, reduced: float
+) -> dict[str, float]:
+    """The figures of merit of a solved round, its reduced χ² and what that does to esds."""
     pixel_weight, used = solved.objective.weight, final.objective.boxes.used
     figures = figures_of_merit(solved, table, still.amplitudes)
-    freedom = figures["pixels"] - 3 * figures["boxes"] - len(final.objective.map) - _effective_intensities(solved)
-    # pixels that were down-weighted in the fit do not speak for the noise of the others either
-    reduced = float((pixel_weight**2 * squared_residuals(solved) * used).sum()) / max(freedom, 1.0)
     error = fitted_model_error(still, final).relative if settings.model_error is None else settings.model_error
     return figures | {
         "chi2_reduced": reduced,
-        "esd_inflation": float(np.sqrt(max(1.0, reduced))),
+        "esd_inflation": esd_inflation(reduced),
         "relative_model_error": error,
         "down_weighted_pixels": float((used & (pixel_weight < 1)).sum()),
         "d_min_A": resolution_limit(still, settings),
@@ -181,9 +195,8 @@ def estimates(
     """Each free number as it was read and as it is now, with its esds, in the unit it is reported in; `slopes` are
     derivatives (n, n) of reported values by coordinates, `drift` (n,) how these move when boxes are larger."""
     formal, jackknife = (np.sqrt(np.einsum("ki,ij,kj->k", slopes, of, slopes)) for of in (covariance, empirical))
-    quoted = np.where(jackknife > QUOTED_BEYOND * inflation * formal, jackknife, inflation * formal)
     drifted = slopes @ drift
-    quoted = np.maximum(quoted, np.abs(drifted))
+    quoted = np.maximum(larger_esds(formal, jackknife, inflation), np.abs(drifted))
     before, now = starting_values(map, still), map.values(x)
     return tuple(
         ParameterEstimate(p.name, p.group, p.unit, before[p.name], now[p.name], *map_esds)

@@ -40,6 +40,19 @@ def jackknife_covariance(solved: Solved, matrix: Floats, gradient: Floats, place
     return (len(names) - 1) / len(names) * away.T @ away
 
 
+def larger_esds(formal: Floats, jackknife: Floats, inflation: float) -> Floats:
+    """The esds (n,) to quote: formal ones with the noise that the model leaves, or those of the jackknife where clearly
+    larger."""
+    return np.where(jackknife > QUOTED_BEYOND * inflation * formal, jackknife, inflation * formal)
+
+
+def quoted_covariance(covariance: Floats, empirical: Floats, inflation: float) -> Floats:
+    """The formal covariance (n, n) with its correlations and the esds to quote."""
+    formal = np.sqrt(np.diag(covariance))
+    factor = larger_esds(formal, np.sqrt(np.diag(empirical)), inflation) / formal
+    return covariance * np.outer(factor, factor)
+
+
 def box_contributions(solved: Solved) -> tuple[Floats, Floats]:
     """The downhill gradient (n boxes, n) and Gauss-Newton matrix (n boxes, n, n) of each box, its plane and its own
     intensity eliminated."""

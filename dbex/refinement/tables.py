@@ -10,6 +10,7 @@ from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.prior import known_of
 from dbex.refinement.shoeboxes import components_seen, sum_of
+from dbex.refinement.summation import summed
 from dbex.still import Amplitudes, Bools, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
@@ -88,6 +89,7 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
     """One row a box; `weight` (n,) are the robust weights."""
     objective, boxes, local = solved.objective, solved.objective.boxes, solved.local
     value, variance = free_intensities(solved)
+    of_sum, variance_of_sum = summed(objective, solved.variance, local)
     at = excitation(solved)
     own = boxes.node[:, 0]
     prior_mean, prior_sd = objective.prior.mean[own].numpy(), objective.prior.sd[own].numpy()
@@ -117,6 +119,8 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
         lp=at.lp,
         intensity=value,
         variance=with_partiality,
+        summed_intensity=of_sum,
+        summed_variance=variance_of_sum,
         posterior_intensity=local.intensity[own].numpy(),
         posterior_variance=1 / (1 / variance + 1 / prior_sd**2),
         prior_intensity=prior_mean,

@@ -14,6 +14,9 @@ FAIR_LIMIT = 3.0
 #: Least rank correlation of strong intensities with F², both in units of the mean F² of their resolution: 0 within 1/√n
 #: for the structure factors of something else, however well free intensities fit the pixels; above 0.7 on real stills.
 INTENSITY_CC_LIMIT = 0.3
+#: At this correlation they are those of this crystal, by three esds of thirty spots, whatever the size of their error:
+#: calculated structure factors differ from those of a real crystal by about themselves.
+INTENSITY_CC_SURE = 0.5
 #: A model that leaves indexed spots, in the median, so many pixels from where they are has not found them.
 SPOTS_PX_LIMIT = 3.0
 #: Spots were found on pixels that could be used: of those of one image a mask made for it hides none, that of another
@@ -74,7 +77,7 @@ def of_intensities(figures: dict[str, float]) -> list[str]:
     doubts = []
     if figures["boxes_cc"] >= FEWEST_STRONG and not figures["intensity_cc"] >= INTENSITY_CC_LIMIT:
         doubts.append(f"have a rank correlation of {figures['intensity_cc']:.2f} with F^2 (good: {INTENSITY_CC_LIMIT})")
-    if figures["relative_model_error"] > MODEL_ERROR_LIMIT:
+    if figures["relative_model_error"] > MODEL_ERROR_LIMIT and not figures["intensity_cc"] >= INTENSITY_CC_SURE:
         doubts.append(f"differ from F^2 by {100 * figures['relative_model_error']:.0f} %")
     if not doubts:
         return []

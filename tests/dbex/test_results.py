@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from dials.array_family import flex
+from dials.util.filter_reflections import FilteringReductionMethods, PrfIntensityReducer, SumIntensityReducer
 from dxtbx.model import Crystal
 from dxtbx.model.experiment_list import ExperimentList
 
@@ -95,14 +96,50 @@ def test_every_box_is_a_row_and_observed_columns_are_kept(refined, folder):
     shipped = refined.still.table
     known = len(shipped)
     assert len(table) == known + PREDICTED_ONLY
-    for name in ("xyzobs.px.value", "xyzobs.mm.variance", "intensity.sum.value"):
+    for name in ("xyzobs.px.value", "xyzobs.mm.variance"):
         assert list(table[name])[:known] == list(shipped[name])
-    assert list(table["intensity.sum.value"])[known:] == [0.0] * PREDICTED_ONLY
+    assert list(table["xyzobs.px.value"])[known:] == [(0.0, 0.0, 0.0)] * PREDICTED_ONLY
     assert list(table["miller_index"])[:known] == list(shipped["miller_index"])
     assert np.array(table["xyzcal.px"])[:, :2] == pytest.approx(refined.boxes.xy_px)
     assert dict(zip(table.experiment_identifiers().keys(), table.experiment_identifiers().values(), strict=True)) == {
         0: refined.still.experiment.identifier
     }
+
+
+def reduced_by_dials(table, way):
+    """Intensities and variances as DIALS takes them for export and scaling, by Miller index."""
+    kept = flex.reflection_table.from_msgpack(table.as_msgpack())
+    kept = FilteringReductionMethods.filter_unassigned_reflections(kept)
+    kept = way.reduce_on_intensities(kept)
+    kept = way.apply_scaling_factors(kept)
+    name = f"intensity.{way.intensities[0]}"
+    return dict(
+        zip(kept["miller_index"], zip(kept[f"{name}.value"], kept[f"{name}.variance"], strict=True), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "variance"),
+    [
+        (PrfIntensityReducer, "intensity", "variance"),
+        (SumIntensityReducer, "summed_intensity", "summed_variance"),
+    ],
+)
+def test_dials_scales_full_intensities_as_they_are(refined, way, value, variance):
+    """No second correction of solid angle and polarisation; sums over their partiality are on the same scale."""
+    boxes = refined.boxes
+    found = reduced_by_dials(reflection_table(refined), way)
+    known = np.isfinite(getattr(boxes, value))
+    assert len(found) == known.sum() == len(boxes) - 1
+    for i in np.flatnonzero(known):
+        expected = (getattr(boxes, value)[i], getattr(boxes, variance)[i])
+        assert found[tuple(map(int, boxes.hkl[i]))] == pytest.approx(expected, rel=REORDERED_SUM)
+
+
+def test_reflections_far_from_the_ewald_sphere_are_not_for_scaling(refined):
+    far = np.where(np.arange(len(refined.boxes)) % 2, 2.1, -1.9)
+    table = reflection_table(replace(refined, boxes=replace(refined.boxes, excitation=far)))
+    assert list(table.get_flags(FLAGS.bad_for_scaling, all=False)) == (np.abs(far) > 2).tolist()
 
 
 def test_what_dials_made_from_the_models_before_is_not_passed_on_as_if_it_were_true(refined, folder):

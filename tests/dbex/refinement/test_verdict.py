@@ -39,6 +39,10 @@ def test_what_agrees_with_the_pixels_within_the_noise_is_good(map):
     assert verdict(map).advice == ()
 
 
+def test_structure_factors_that_correlate_with_the_spots_are_the_crystals_however_large_their_error(map):
+    assert verdict(map, relative_model_error=1.5, intensity_cc=0.7).state == "good"
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -63,7 +67,10 @@ def test_a_fit_that_misses_the_noise_of_bright_spots_alone_is_fair(map, changed,
         ({"median_cc": float("nan")}, "correlate with nan"),
         ({"chi2_per_pixel": 3.5}, "chi2 per pixel is 3.50"),
         ({"chi2_per_pixel": float("nan")}, "chi2 per pixel is nan"),
-        ({"relative_model_error": 1.5}, "differ from F^2 by 150 %: are these the structure factors"),
+        (
+            {"relative_model_error": 1.5, "intensity_cc": 0.4},
+            "differ from F^2 by 150 %: are these the structure factors",
+        ),
         ({"intensity_cc": 0.1}, "rank correlation of 0.10 with F^2"),
         ({"intensity_cc": float("nan")}, "rank correlation of nan"),
         ({"spots_median_px": 3.5}, "indexed spots lie 3.5 pixels (median) from where the model puts them"),
