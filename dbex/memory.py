@@ -5,6 +5,7 @@ The C library gives large arrays back to the system when they are freed and asks
 """
 
 import ctypes
+import gc
 import sys
 
 #: Parameters of glibc's mallopt (malloc.h): above which size an array is mapped by itself, how much that is free is
@@ -24,7 +25,12 @@ def keep_memory() -> bool:
 
 
 def give_back_memory() -> None:
-    """Return to the system what was freed: glibc keeps it, and the holes between what lives grow with every still."""
+    """Return to the system what is no longer used.
+
+    A picture is a circle of references that holds its still until Python looks for such circles; and glibc keeps what
+    was freed, so that the holes between what lives grow with every still.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

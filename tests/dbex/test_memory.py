@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import weakref
 
+import numpy as np
 import pytest
+
+from dbex.memory import give_back_memory
 
 FAULTS = """
 import resource
@@ -26,3 +30,12 @@ def test_twenty_arrays_after_one_another_are_faulted_in_once():
 
     # 64 MB are 15,600 pages of 4 kB, each of the twenty times
     assert faults(FAULTS) < faults(FAULTS.replace("assert keep_memory()\n", "")) / 3
+
+
+def test_what_a_circle_of_references_holds_is_given_back():
+    circle = [np.zeros(10_000_000)]
+    circle.append(circle)
+    held = weakref.ref(circle[0])
+    del circle
+    give_back_memory()
+    assert held() is None
