@@ -11,6 +11,10 @@ from dbex.still import Verdict
 CORE_LIMIT, CC_LIMIT, MODEL_ERROR_LIMIT = 2.0, 0.8, 1.0
 #: Up to this χ² over all pixels a fit that misses only the noise of its bright spots is fair.
 FAIR_LIMIT = 3.0
+#: So small a part of the pixels that are more than 6 sigma off, down-weighted, is light of something else.
+FOREIGN_PIXELS = 0.01
+#: Of good indices more than this part is where the model puts them.
+EXPLAINED_LIMIT = 0.75
 #: Least rank correlation of strong intensities with F², both in units of the mean F² of their resolution: 0 within 1/√n
 #: for the structure factors of something else, however well free intensities fit the pixels; above 0.7 on real stills.
 INTENSITY_CC_LIMIT = 0.3
@@ -42,10 +46,13 @@ def judge(
         for name in ("chi2_per_pixel", "chi2_core")
         if not figures[name] <= CORE_LIMIT
     ]
-    fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT)
+    foreign = of_foreign_light(figures)
+    fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT or foreign)
     state = "not converged" if not converged else "good" if not (reasons or misfit) else "fair" if fair else "poor"
     reasons += misfit
-    if state == "fair":
+    if foreign:
+        reasons.append(foreign)
+    elif state == "fair":
         reasons.append("the crystal is more than the model, as real ones are: intensities can be used")
     if not converged:
         reasons.insert(0, "the last steps were still large compared with the esds")
@@ -87,6 +94,19 @@ def of_intensities(figures: dict[str, float]) -> list[str]:
     ]
 
 
+def of_foreign_light(figures: dict[str, float]) -> str:
+    """What χ² comes from where few pixels, which the robust weights hold down, carry all of its excess; else empty."""
+    count, pixels = figures.get("down_weighted_pixels", 0.0), figures.get("pixels", 0.0)
+    if figures["chi2_per_pixel"] <= CORE_LIMIT or not 0 < count <= FOREIGN_PIXELS * pixels:
+        return ""
+    if not (figures["chi2_reduced"] <= CORE_LIMIT and figures["chi2_core"] <= CORE_LIMIT):
+        return ""
+    return (
+        f"{count:.0f} pixels more than 6 sigma off carry it, hot ones, ice or another lattice, and were down-weighted: "
+        f"with their weights it is {figures['chi2_reduced']:.2f}"
+    )
+
+
 def of_spots(figures: dict[str, float]) -> list[str]:
     """Why the indices cannot be right, if so."""
     away = figures["spots_median_px"]
@@ -116,6 +136,12 @@ def _advice(figures: dict[str, float], wanted: list[Demand], bend: Curvature, ma
         )
     if figures.get("dead_pixels_trusted", 0.0) >= DEAD_TRUSTED[1]:
         advice.append("the mask trusts what the image marks as dead, which was left out all the same")
+    if figures.get("explained_spots", 1.0) < EXPLAINED_LIMIT:
+        astray = (1 - figures["explained_spots"]) * figures["indexed_spots"]
+        advice.append(
+            f"{astray:.0f} of {figures['indexed_spots']:.0f} indexed spots are not where this lattice puts them: look "
+            "for wrong indices"
+        )
     if wanted:
         moves = [" or else ".join(told(one) for one in (demand, *demand.alike)) for demand in wanted]
         advice.append(f"the data ask for another {', '.join(moves)}: {_keys(wanted, map)} would find out")
