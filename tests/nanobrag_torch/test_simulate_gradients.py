@@ -58,7 +58,7 @@ CASES = {
 #: Fields that are no numbers, and spreads that only the closed form has.
 WITHOUT_DERIVATIVE = {
     CrystalConfig: {"shape", "mosaic_domains", "mosaic_seed", "strain", "size_covariance", "mosaic_covariance_deg2"},
-    DetectorConfig: {"shape", "parallax", "oversample", "depth_layers", "point_pixel", "point_spread_mm"},
+    DetectorConfig: {"shape", "curved", "parallax", "oversample", "depth_layers", "point_pixel", "point_spread_mm"},
     BeamConfig: set(),
     ScanConfig: {"steps"},
 }

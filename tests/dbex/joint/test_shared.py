@@ -19,5 +19,5 @@ def test_on_the_common_detector_a_still_keeps_its_own_point_spread(still):
     rebased, zero = common.rebased(map), torch.zeros(len(map), dtype=torch.float64)
     assert rebased.value("point_spread", zero) == pytest.approx(FIRST["point_spread"])
     assert rebased.value("distance", zero) == pytest.approx(map.value("distance", zero))
-    assert rebased.parameters[map.place("distance")].prior == NO_PRIOR
-    assert rebased.parameters[map.place("point_spread")].prior < NO_PRIOR
+    assert rebased.parameters[rebased.place("distance")].prior == NO_PRIOR
+    assert rebased.parameters[rebased.place("point_spread")].prior < NO_PRIOR
