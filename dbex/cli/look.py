@@ -6,12 +6,12 @@ What takes time to import is imported where it is used, so that help and complai
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import started
-from dbex.cli.parameters import fetched, folder_and_others, look_scope, show_config
+from dbex.cli.parameters import fetched, folder_and_others, look_scope
+from dbex.cli.questions import answered
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,14 +46,9 @@ def run() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; raises BadInput and OSError."""
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-    elif "--version" in arguments:
-        print(f"{COMMAND} {metadata.version('dbex')}")
-    elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(look_scope(), arguments)
-    else:
-        look(arguments)
+    if answered(COMMAND, HELP, look_scope, arguments):
+        return 0
+    look(arguments)
     return 0
 
 

@@ -316,12 +316,6 @@ def folder_and_others(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(named[0]), [argument for argument in arguments if argument != named[0]]
 
 
-def show_config(scope: Any, arguments: Sequence[str]) -> None:
-    """Print all parameters; `-a N` or `-aN` says with how much explanation."""
-    match = re.search(r"(?:^| )(?:-a|--attributes-level)[ =]?(\d+)", " ".join(arguments))
-    scope.show(attributes_level=int(match.group(1)) if match else 1)
-
-
 def interpret(arguments: Sequence[str], scope: Any = None, command: str = "dbex.refine") -> tuple[Any, str]:
     """The parameters of a command (dbex.refine, or that of `scope`) that the arguments ask for, and the modified ones
     as phil text; raises BadInput."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import Log, Progress, started
-from dbex.cli.parameters import interpret, refine_scope, settings_of, show_config
+from dbex.cli.parameters import interpret, refine_scope, settings_of
+from dbex.cli.questions import answered
 from dbex.errors import BadInput
 from dbex.io.atomic import MARKER, staged
 from dbex.memory import give_back_memory, keep_memory
@@ -78,15 +79,9 @@ def run() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; raises BadInput and OSError for what cannot be read or written."""
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-    elif "--version" in arguments:
-        print(f"{COMMAND} {metadata.version('dbex')}")
-    elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(refine_scope(), arguments)
-    else:
-        return refine(arguments)
-    return 0
+    if answered(COMMAND, HELP, refine_scope, arguments):
+        return 0
+    return refine(arguments)
 
 
 def refine(arguments: Sequence[str]) -> int:

@@ -19,7 +19,8 @@ from dbex.cli.console import Log, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.joint_amplitudes import refined_amplitudes
 from dbex.cli.joint_results import Ending, lines_of, write_joint
-from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of, show_config
+from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of
+from dbex.cli.questions import answered
 from dbex.cli.refine import run_of
 from dbex.errors import BadInput
 from dbex.io.atomic import staged
@@ -81,15 +82,9 @@ def run() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; raises BadInput and OSError for what cannot be read or written."""
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-    elif "--version" in arguments:
-        print(f"{COMMAND} {metadata.version('dbex')}")
-    elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(joint_scope(), arguments)
-    else:
-        return refine(arguments)
-    return 0
+    if answered(COMMAND, HELP, joint_scope, arguments):
+        return 0
+    return refine(arguments)
 
 
 def refine(arguments: Sequence[str]) -> int:

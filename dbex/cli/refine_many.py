@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, complain, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.pace import PaceDisplay, counted, in_words
-from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of, show_config
+from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of
+from dbex.cli.questions import answered
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -64,15 +65,9 @@ def run() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; raises BadInput and OSError."""
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-    elif "--version" in arguments:
-        print(f"{COMMAND} {metadata.version('dbex')}")
-    elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(refine_scope(ENGINE_PHIL), arguments)
-    else:
-        return refine_many(arguments)
-    return 0
+    if answered(COMMAND, HELP, lambda: refine_scope(ENGINE_PHIL), arguments):
+        return 0
+    return refine_many(arguments)
 
 
 def refine_many(arguments: Sequence[str]) -> int:

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbex.cli.console import started
-from dbex.cli.parameters import fetched, folder_and_others, report_scope, show_config
+from dbex.cli.parameters import fetched, folder_and_others, report_scope
+from dbex.cli.questions import answered
 from dbex.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,14 +47,9 @@ def run() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; raises BadInput and OSError."""
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-    elif "--version" in arguments:
-        print(f"{COMMAND} {metadata.version('dbex')}")
-    elif {"-c", "--show-config"}.intersection(arguments):
-        show_config(report_scope(), arguments)
-    else:
-        report(arguments)
+    if answered(COMMAND, HELP, report_scope, arguments):
+        return 0
+    report(arguments)
     return 0
 
 
