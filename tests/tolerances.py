@@ -46,6 +46,8 @@ COUNTER_GAIN = 0.02
 SIGMA_Z = 0.03
 #: rms of 16 pulls of esds that hold: 1 within 0.18; σ² bounded by τ² ≥ 0 leans to one side by half an esd.
 PEAKS_PULL_RMS = 1.6
+#: Mean Z² of background pixels of a panel whose light is uneven: chance of 40,000 pixels is 0.008.
+UNEVEN_Z2 = 0.02
 #: A number against its esd, one case with a fixed seed.
 NOISE_ESDS = 4.0
 

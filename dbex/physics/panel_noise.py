@@ -48,7 +48,7 @@ def panel_noise(backgrounds: Sequence[BackgroundValues]) -> tuple[PanelNoise, ..
 
 
 def _dark(peaks: PhotonPeaks, background: BackgroundValues) -> float:
-    return max(background.typical_excess(peaks.gain, peaks.pedestal), peaks.variance)
+    return background.dark_variance(peaks.gain, peaks.pedestal, peaks.variance)
 
 
 def _like_the_others(background: BackgroundValues, resolved: Sequence[PhotonPeaks]) -> PanelNoise:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from dbex.still import Bools, Floats, Ints
 
@@ -22,8 +23,6 @@ PLANE = 3
 #: A tile needs three quarters of its pixels, and may lose so many to clipping.
 LEAST_PIXELS = 48
 MOST_CLIPPED = 2
-#: Median of a tile's variance over its mean, χ² of 61 numbers (Wilson-Hilferty).
-MEDIAN_OF_CHI = (1 - 2 / (9 * (PIXELS - PLANE))) ** 3
 #: Clipping, in standard deviations: a Gaussian loses 1.5e-5 of its variance beyond five.
 CLIP_SIGMAS = 5.0
 
@@ -106,9 +105,15 @@ class BackgroundValues:
     means: Floats
     variances: Floats
 
-    def typical_excess(self, gain: float, pedestal: float) -> float:
-        """Variance of the tile in the middle beyond that of its photons: bright tiles are uneven by themselves."""
-        return float(np.median(self.variances / MEDIAN_OF_CHI - gain * (self.means - pedestal)))
+    def dark_variance(self, gain: float, pedestal: float, least: float) -> float:
+        """The variance beside that of photons, `least` or more, with which the mean Z² of the tiles is 1."""
+        photons = gain * np.maximum(self.means - pedestal, 0.0)
+
+        def excess(dark: float) -> float:
+            return float(np.mean(self.variances / (photons + dark))) - 1
+
+        most = float(self.variances.max(initial=least))
+        return float(brentq(excess, least, most)) if excess(least) > 0 else least
 
 
 def background_values(

@@ -12,7 +12,7 @@ from dbex.io.measured import read_noise
 from dbex.io.results import plain
 from dbex.physics.photon_peaks import photon_peaks
 from dbex.physics.photon_transfer import estimate_noise
-from tests.tolerances import NOISE_ESDS, PEAKS_PULL_RMS
+from tests.tolerances import NOISE_ESDS, PEAKS_PULL_RMS, UNEVEN_Z2
 
 SIZE, TILE, REPEATS = 200, 8, 16
 
@@ -119,6 +119,18 @@ def check_file(found, images, truth, path):
         assert np.median(values) == pytest.approx(np.median((image - pedestal) / gain), abs=0.1)
     with pytest.raises(BadInput, match="has 13 panels but the detector has 64"):
         read_noise(path, 64)
+
+
+def test_pixels_of_a_panel_that_is_uneven_in_parts_are_weighed_as_they_scatter():
+    rng = np.random.default_rng(3)
+    gain, sigma = 10.0, 2.0
+    uneven = np.where(np.arange(SIZE) < 0.4 * SIZE, 0.8, 0.0) * rng.uniform(-1, 1, (SIZE, SIZE))
+    photons = hill(0.3, 2.0) * (1 + uneven)
+    image = drawn(rng, gain, sigma, 12.0, photons, whole=True)
+    record = estimate_noise([image], [np.ones(image.shape, dtype=bool)]).panels[0]
+    z = (image - 12.0 - gain * hill(0.3, 2.0)) / np.sqrt(gain**2 * hill(0.3, 2.0) + record.sigma_dark**2)
+    assert record.sigma_readout.value == pytest.approx(sigma, rel=0.05)
+    assert np.mean(z**2) == pytest.approx(1, abs=UNEVEN_Z2)
 
 
 def test_a_file_without_noise_is_refused_in_a_sentence(tmp_path):
