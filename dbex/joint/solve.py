@@ -192,7 +192,7 @@ class Course:
             problem = JointProblem(self.visitor, common, self.visits, laid, gauges)
             last = number > 1 and float(np.mean([still.same for still in laid])) > SAME_BOXES
             fine = tolerance if last or number == rounds else ROUGH_ESDS
-            solution = minimise(problem, g, self.max_iterations, fine, self.show, self.damping)
+            solution = minimise(problem, g, self.max_iterations, fine, self.show, damping=self.damping)
             self.damping = solution.history[-1].damping if solution.history else self.damping
             moved = np.max(np.abs(solution.x - g) / np.sqrt(np.diag(np.linalg.inv(solution.matrix))))
             g = solution.x

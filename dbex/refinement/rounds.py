@@ -194,32 +194,31 @@ def all_predicted(
 ) -> Round:
     """All reflections that the model predicts, predicted anew until the boxes stay and the model with them.
 
-    `before` is a round that ended at x, whose boxes and model error are those to begin with; the last round goes on
-    until steps are below `tolerance_esds`.
+    `before` is a round that ended at x, whose boxes and model error are those to begin with. Rounds are as rough as
+    what still moves between them; the last one goes on until steps are below `tolerance_esds`.
     """
     model_error = ROUGH_MODEL_ERROR if settings.model_error is None else ModelError(settings.model_error)
     if before is not None and settings.model_error is None:
         model_error = fitted_model_error(still, before)
-    found = before
+    found, rough = before, max(tolerance_esds, STAYED_ESDS)
     for number in range(rounds):
         objective, chosen = predicted_objective(still, map, x, settings, model_error)
-        last = found is not None and same_boxes(found.objective, objective, found.held_out) > SAME_BOXES
-        solution = SOLVE[settings.solver](
-            StillProblem(objective),
-            x,
-            settings.max_iterations,
-            tolerance_esds if last or number == rounds - 1 else ROUGH_ESDS,
-            printer(f"all predicted, round {number + 1}", objective, report),
-        )
+        same = found is not None and same_boxes(found.objective, objective, found.held_out) > SAME_BOXES
+        problem, solve = StillProblem(objective), SOLVE[settings.solver]
+        show = printer(f"all predicted, round {number + 1}", objective, report)
+        solution = solve(problem, x, settings.max_iterations, rough, show)
         moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
         x, found = solution.x, Round(objective, solution, chosen, model_error, still.held_out)
         previous = model_error
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)
-        if last and moved < STAYED_ESDS and _stayed(previous, model_error):
-            break
-    assert found is not None
-    return found
+        stayed = same and moved < STAYED_ESDS and _stayed(previous, model_error)
+        if stayed or number == rounds - 1:
+            if tolerance_esds < rough:
+                show = printer("all predicted, to the end", objective, report)
+                solution = solve(problem, x, settings.max_iterations, tolerance_esds, show, found.state)
+            return replace(found, solution=solution)
+    raise AssertionError("at least one round")
 
 
 def predicted_objective(

@@ -57,12 +57,13 @@ def minimise(
     max_iterations: int,
     tolerance_esds: float,
     progress: Callable[[Step, Any], None] | None = None,
+    state: Any = None,
     damping: float = FIRST_DAMPING,
 ) -> Solution:
     """Minimise from x until an undamped step is below `tolerance_esds` of every esd, or no step lowers the merit;
-    `damping` is that of the first step."""
+    `state` is that at x where it is known, `damping` that of the first step."""
     growth = 2.0
-    state = problem.start(x)
+    state = problem.start(x) if state is None else state
     history: list[Step] = []
     sizes: list[float] = []
     merits: list[float] = []
