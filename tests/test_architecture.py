@@ -51,7 +51,9 @@ LAYERS = {
     ),
     # The acceptance profile: which tests, and what became of them; pytest runs them in a process of its own.
     "dbex.conformance": ("dbex.errors", "pytest"),
-    "dbex.physics": ("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "torch", "jaxtyping"),
+    "dbex.physics": (
+        *("dbex.errors", "dbex.still", "dbex.models", "nanobrag_torch", "numpy", "scipy", "torch", "jaxtyping"),
+    ),
     # What a refinement is asked to do is a plain record, which the files of its result repeat.
     "dbex.refinement.settings": ("dbex.errors",),
     "dbex.refinement": (

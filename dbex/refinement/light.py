@@ -30,7 +30,8 @@ def bragg_light(still: Still, found: Round, d_min: float) -> tuple[Image, ...]:
     objective = objective_for(still, map, patches(spots, shapes), found.model_error, x)
     weights = objective.at_nodes(intensities(objective, found))
     inside = objective.boxes.inside
-    for group, columns in zip(objective.groups.groups, objective.columns(torch.as_tensor(x)), strict=True):
+    columns_of = objective.columns(objective.at(torch.as_tensor(x)))
+    for group, columns in zip(objective.groups.groups, columns_of, strict=True):
         photons = (weights[group.part, None, : group.reach] @ columns[:, FIRST_NODE:])[:, 0]
         here = inside[group.part, : group.pixels]
         panel = group.where.panel[:, None].expand_as(here)[here].numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dbex.physics.loss import pixel_variance
 from dbex.refinement.captured import captured_slopes, ln_captured, wave_numbers
-from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, distinct_nodes, grouped
+from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, Parts, distinct_nodes, grouped
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
@@ -49,12 +49,41 @@ FEW, VISIBLE = 2, 0.15
 
 
 @dataclass(frozen=True)
+class At:
+    """What follows from `x`: the models and their components' causes, the parts of the distinct nodes, and what a pass
+    sees of panels and beam; `map` and `parts` say for which parametrisation and nodes."""
+
+    x: Tensor
+    map: Parametrisation
+    parts: Parts
+    models: Models
+    components: Tensor
+    nodes: Nodes
+    panels: Tensor
+    beam: Tensor
+
+    def is_that_of(self, objective: "Objective", x: Tensor) -> bool:
+        """Whether an objective has the same at this x."""
+        return self.map is objective.map and self.parts is objective.groups.parts and torch.equal(self.x, x)
+
+
+@dataclass(frozen=True)
+class ByX:
+    """Derivatives by x of the nodes, of the rays (None where they stay), and of the numbers of the beam that decide
+    where nodes meet the Ewald sphere."""
+
+    nodes: NodeColumns
+    rays: RayColumns | None
+    waves: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
 class Local:
     """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the
     background with the light of other lattices, the merit χ² + prior terms, the factor of the intensities' system, and
     for each group the columns (b, 4 + k, p) of what is linear: basis, data less that light, profiles. `sd` (m,) are
     those of the intensities' prior, `ln_captured` (m,) the amplitudes that it was frozen at, None where it stands for
-    |F|² itself."""
+    |F|² itself; `at` is what follows from x, None for columns of unknown origin."""
 
     planes: Tensor
     intensity: Tensor
@@ -67,6 +96,7 @@ class Local:
     profiles_shape: tuple[int, int, int]
     sd: Tensor
     ln_captured: Tensor | None = None
+    at: At | None = None
 
     def raised(self, by: float) -> "Local":
         """The same with further terms in the merit."""
@@ -122,37 +152,30 @@ class Objective:
             seen = visible(self.map.models(x), self.hkl[place], torch.as_tensor(distinct.panel), bright).numpy()
         return grouped(self.boxes, distinct, seen)
 
-    def nodes_at(self, x: Tensor) -> Nodes:
-        """The parts of the distinct nodes at x."""
-        return self.nodes_of(self.map.models(x))
-
-    def nodes_of(self, models: Models) -> Nodes:
-        """The same of these models."""
-        parts = self.groups.parts
+    def at(self, x: Tensor) -> At:
+        """What follows from x."""
+        models, parts = self.map.models(x), self.groups.parts
+        components = component_rows(models)
         hkl = self.hkl[parts.reflection]
-        return part_nodes(component_rows(models), parts.component, models.panels, hkl, parts.panel, self.rule)
-
-    def scenes(self, x: Tensor) -> Iterator[tuple[Group, Scene]]:
-        """What a pass sees of each group."""
-        models = self.map.models(x)
+        nodes = part_nodes(components, parts.component, models.panels, hkl, parts.panel, self.rule)
         panels, beam = panel_rows(models.panels, self.rule.layers), beam_row(models.beam, models.panels.origin)
+        return At(x, self.map, parts, models, components, nodes, panels, beam)
+
+    def scenes(self, at: At) -> Iterator[tuple[Group, Scene]]:
+        """What a pass sees of each group."""
         for group in self.groups.groups:
             where = group.where
-            yield group, Scene(where.slow, where.fast, panels[where.panel], beam, self.rule)
+            yield group, Scene(where.slow, where.fast, at.panels[where.panel], at.beam, self.rule)
 
-    def ln_captured(self, x: Tensor, at: Nodes) -> Tensor:
+    def ln_captured(self, at: At) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
-        return ln_captured(at, self.groups.parts.node, self.sphere(x))[self.groups.first]
+        return ln_captured(at.nodes, at.parts.node, self.sphere(at.models))[self.groups.first]
 
-    def columns(self, x: Tensor) -> list[Tensor]:
-        """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes at x."""
-        return self.columns_of(x, self.nodes_at(x))
-
-    def columns_of(self, x: Tensor, at: Nodes) -> list[Tensor]:
-        """The same for nodes that are there already."""
-        rows = node_rows(at)
+    def columns(self, at: At) -> list[Tensor]:
+        """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes."""
+        rows = node_rows(at.nodes)
         result = []
-        for group, scene in self.scenes(x):
+        for group, scene in self.scenes(at):
             found = group.of_nodes(box_profiles(rows[:, group.parts], scene))
             result.append(torch.cat([*group.given(self.boxes), found], 1))
         return result
@@ -160,18 +183,23 @@ class Objective:
     def profiles(self, x: Tensor) -> Tensor:
         """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
         shape = (*self.boxes.data.shape, self.boxes.node.shape[1])
-        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns(x)], shape)
+        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns(self.at(x))], shape)
 
     def solve_linear(self, x: Tensor, variance: Tensor, frozen: Tensor | None = None) -> Local:
         """The optimal planes and intensities at x for fixed variances (n, p); with `frozen`, ln amplitudes (m,), the
         prior's sd is fixed in photons, as it was at those amplitudes, and not as a part of |F|²."""
-        at = self.nodes_at(x)
-        columns = self.columns_of(x, at)
+        at = self.at(x)
+        columns = self.columns(at)
         if frozen is None:
-            return self.solve_with(columns, variance)
+            return replace(self.solve_with(columns, variance), at=at)
         # an amplitude that changes beyond all bounds says nothing any more
-        change = (frozen - self.ln_captured(x, at)).clamp(-LN_FROZEN_MOST, LN_FROZEN_MOST)
-        return replace(self.solve_with(columns, variance, self.prior.sd * torch.exp(change)), ln_captured=frozen)
+        change = (frozen - self.ln_captured(at)).clamp(-LN_FROZEN_MOST, LN_FROZEN_MOST)
+        found = self.solve_with(columns, variance, self.prior.sd * torch.exp(change))
+        return replace(found, ln_captured=frozen, at=at)
+
+    def renewed(self, local: Local, variance: Tensor) -> Local:
+        """The optimum at the x of `local` for other variances."""
+        return replace(self.solve_with(local.columns, variance), at=local.at)
 
     def solve_with(self, columns: list[Tensor], variance: Tensor, sd: Tensor | None = None) -> Local:
         """The same for columns that are there already, and another sd of the prior."""
@@ -240,8 +268,9 @@ class Objective:
         at_nodes = self.at_nodes(local.intensity)
         matrix, gradient = torch.zeros(n, n, dtype=x.dtype), torch.zeros(n, dtype=x.dtype)
         cross = torch.zeros(len(self.prior.mean), n, dtype=x.dtype)
-        at, (by_x, rays) = self.nodes_at(x), self._by_x(x)
-        by_group = zip(self._derivatives(x, at, by_x, rays, at_nodes, root), local.columns, strict=True)
+        at = local.at if local.at is not None and local.at.is_that_of(self, x) else self.at(x)
+        by_x = self.by_x(at)
+        by_group = zip(self._derivatives(at, by_x, at_nodes, root), local.columns, strict=True)
         for (group, found), columns in by_group:
             part, p = group.part, group.pixels
             linear = columns.clone()
@@ -261,7 +290,7 @@ class Objective:
         by_prior = torch.zeros_like(cross)
         if local.ln_captured is not None:
             z = (local.intensity - self.prior.mean) / local.sd
-            slopes = self._captured_slopes(x, at, by_x)[self.groups.first]
+            slopes = self.captured_slopes(at, by_x)[self.groups.first]
             by_prior = z[:, None] * slopes
             matrix += by_prior.T @ by_prior
             gradient -= by_prior.T @ z
@@ -278,17 +307,16 @@ class Objective:
 
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
         """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
-        return self._derivatives(x, self.nodes_at(x), *self._by_x(x), at_nodes, root)
+        at = self.at(x)
+        return self._derivatives(at, self.by_x(at), at_nodes, root)
 
-    def _derivatives(
-        self, x: Tensor, at: Nodes, by_x: NodeColumns, rays: RayColumns | None, at_nodes: Tensor, root: Tensor
-    ) -> Iterator[tuple[Group, Derivatives]]:
+    def _derivatives(self, at: At, by_x: ByX, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
         """The same for nodes and their derivatives that are there already."""
-        rows, maps = node_rows(at), node_maps(at, by_x)
-        for group, scene in self.scenes(x):
+        rows, maps = node_rows(at.nodes), node_maps(at.nodes, by_x.nodes)
+        for group, scene in self.scenes(at):
             part, places = group.part, group.parts
             weights = group.of_parts(at_nodes[part, : group.reach])
-            follow = None if rays is None else rays.of(group.where.panel)
+            follow = None if by_x.rays is None else by_x.rays.of(group.where.panel)
             here = root[part, : group.pixels].contiguous()
             yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow)
 
@@ -298,39 +326,38 @@ class Objective:
             rows = torch.nn.functional.pad(found.sums, (0, self.boxes.data.shape[1] - group.pixels))
             yield group.part, rows.transpose(1, 2) @ found.map
 
-    def _captured_slopes(self, x: Tensor, at: Nodes, by_x: NodeColumns) -> Tensor:
+    def captured_slopes(self, at: At, by_x: ByX) -> Tensor:
         """Derivatives (nodes, n) of the ln amplitudes where nodes meet the sphere."""
-        s0, length = jacobian(lambda x: wave_numbers(self.sphere(x), x), x)
-        return captured_slopes(at, by_x, self.groups.parts.node, self.sphere(x), (s0, length))
+        return captured_slopes(at.nodes, by_x.nodes, at.parts.node, self.sphere(at.models), by_x.waves)
 
-    def sphere(self, x: Tensor) -> BeamConfig:
-        """The beam whose Ewald sphere decides what is captured: of the direction that was read, its wavelength as it is
-        at x, or it would hold the common scale of wavelength and cell, which nothing else does."""
-        return replace(self.map.beam, wavelength_A=self.map.models(x).beam.wavelength_A)
+    def sphere(self, models: Models) -> BeamConfig:
+        """The beam whose Ewald sphere decides what is captured: of the direction that was read, its wavelength that of
+        the models, or it would hold the common scale of wavelength and cell, which nothing else does."""
+        return replace(self.map.beam, wavelength_A=models.beam.wavelength_A)
 
-    def _by_x(self, x: Tensor) -> tuple[NodeColumns, RayColumns | None]:
-        """Derivatives of the nodes and, where they move, of the rays."""
+    def by_x(self, at: At) -> ByX:
+        """Derivatives of all that follows from x."""
         moves = bool(self.map.geometric())
         changes = moves or "point_spread" in self.map.free_groups("detector")
 
         def numbers(x: Tensor) -> tuple[Tensor, ...]:
             models = self.map.models(x)
             of_nodes = (component_rows(models), *([place_rows(models.panels)] if changes else []))
-            return (*of_nodes, *ray_numbers(models.panels, models.beam)) if moves else of_nodes
+            of_rays = ray_numbers(models.panels, models.beam) if moves else ()
+            return (*wave_numbers(self.sphere(models), x), *of_nodes, *of_rays)
 
-        models, parts = self.map.models(x), self.groups.parts
-        of_components, *of_rays = jacobian(numbers, x)
-        of_panels = of_rays[0] if changes else None
+        s0, length, of_components, *of_rays = jacobian(numbers, at.x)
+        models, parts = at.models, at.parts
         columns = node_columns(
-            component_rows(models),
+            at.components,
             parts.component,
             models.panels,
             self.hkl[parts.reflection],
             parts.panel,
             self.rule,
-            (of_components, of_panels),
+            (of_components, of_rays[0] if changes else None),
         )
-        return columns, ray_columns(models.panels, tuple(of_rays[1:])) if moves else None
+        return ByX(columns, ray_columns(models.panels, tuple(of_rays[1:])) if moves else None, (s0, length))
 
 
 def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -50,7 +50,7 @@ class StillProblem:
         local = self.objective.solve_linear(torch.as_tensor(x), variance)
         for _ in range(FIRST_RENEWALS):
             variance = self.robust_variance(local)
-            local = self.objective.solve_with(local.columns, variance)
+            local = self.objective.renewed(local, variance)
         return self._frozen(x, variance, local)
 
     def renewed(self, x: Floats, state: State) -> State:
@@ -61,7 +61,7 @@ class StillProblem:
             settled = self._change_of_chi2(local, before, variance) < SETTLED
             if settled or number == RENEWALS - 1:
                 variance = torch.sqrt(before * variance)
-            local = self.objective.solve_with(local.columns, variance)
+            local = self.objective.renewed(local, variance)
             if settled:
                 break
         return self._frozen(x, variance, local)
@@ -89,8 +89,7 @@ class StillProblem:
 
     def _frozen(self, x: Floats, variance: Tensor, local: Local) -> State:
         """The state whose errors of |F|² are held from here on."""
-        at = torch.as_tensor(x)
-        ln_captured = self.objective.ln_captured(at, self.objective.nodes_at(at))
+        ln_captured = self.objective.ln_captured(local.at or self.objective.at(torch.as_tensor(x)))
         return State(variance, self._raised(x, replace(local, ln_captured=ln_captured)), ln_captured)
 
     def _raised(self, x: Floats, local: Local) -> Local:

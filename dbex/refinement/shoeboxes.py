@@ -223,71 +223,85 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     included; it may hold more, which then have no box of their own but whose tails are modelled."""
     chosen = by_size(chosen, everything, margin_px)
     half = half_sizes(chosen, everything, margin_px)
-    size = int(half.max()) if len(half) else HALF_MIN
-    span = np.arange(-size, size + 1)
     centre = np.floor(chosen.xy_px).astype(np.int64)
-    fast = np.broadcast_to(centre[:, 0, None, None] + span[None, None, :], (len(chosen), len(span), len(span)))
-    slow = np.broadcast_to(centre[:, 1, None, None] + span[None, :, None], fast.shape)
-    within = (np.abs(span)[None, None, :] <= half[:, 0, None, None]) & (
-        np.abs(span)[None, :, None] <= half[:, 1, None, None]
-    )
-    fast, slow, within = (a.reshape(len(chosen), -1) for a in (fast, slow, within))
-    data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel, slow, fast)
-    own = _nearest(chosen, everything, slow, fast, within)
+    corner, width = centre - half, 2 * half + 1
+    row, place = _counted(width.prod(1))
+    fast, slow = corner[row, 0] + place % width[row, 0], corner[row, 1] + place // width[row, 0]
+    data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel[row], slow, fast)
+    own = _nearest(chosen, everything, row, slow, fast)
     used = own & trusted
     left_out = {
-        "pixels nearer to another prediction": int((within & ~own).sum()),
+        "pixels nearer to another prediction": int((~own).sum()),
         "untrusted pixels": int((own & ~trusted).sum()),
     }
-    near_centre = (np.abs(fast - centre[:, :1]) <= 1) & (np.abs(slow - centre[:, 1:]) <= 1)
-    mostly = (used.sum(1) > USABLE_FRACTION * own.sum(1)) & (used.sum(1) >= FEWEST_PIXELS)
-    central = (used | ~near_centre).all(1)
-    keep = mostly & central
+    x, y = fast - centre[row, 0], slow - centre[row, 1]
+    near_centre = (np.abs(x) <= 1) & (np.abs(y) <= 1)
+    usable, mine, spoilt = (np.bincount(row[of], minlength=len(chosen)) for of in (used, own, near_centre & ~used))
+    mostly = (usable > USABLE_FRACTION * mine) & (usable >= FEWEST_PIXELS)
+    keep = mostly & (spoilt == 0)
     left_out["boxes with too few usable pixels"] = int((~mostly).sum())
-    left_out["boxes with an unusable pixel at the centre"] = int((mostly & ~central).sum())
-    bbox = np.stack(
-        [
-            centre[:, 0] - half[:, 0],
-            centre[:, 0] + half[:, 0] + 1,
-            centre[:, 1] - half[:, 1],
-            centre[:, 1] + half[:, 1] + 1,
-        ],
-        -1,
-    )
+    left_out["boxes with an unusable pixel at the centre"] = int((mostly & (spoilt > 0)).sum())
     reflections, node, dropped = _contributions(chosen.select(keep), everything)
     left_out[f"tails beyond those of the nearest {MOST_TAILS} neighbours"] = dropped
     alike = np.argsort((node >= 0).sum(1), kind="stable")
     keep, node = np.nonzero(keep)[0][alike], node[alike]
-    x, y = (fast - centre[:, :1]) / half[:, :1], (slow - centre[:, 1:]) / half[:, 1:]
-    order, count = _packed((own & on_panel)[keep])
-
-    def packed(array: Floats | Ints | Bools) -> Tensor:
-        return torch.as_tensor(np.take_along_axis(array[keep], order, 1))
-
-    basis = torch.stack([packed(np.ones_like(x)), packed(x), packed(y)], -1)
+    packing = Packing.of(row, own & on_panel, keep, len(chosen))
+    spans = (np.ones(len(row)), x / half[row, 0], y / half[row, 1])
     return Shoeboxes(
-        BoxPixels(torch.as_tensor(chosen.panel[keep]), packed(slow), packed(fast)),
-        torch.as_tensor(np.arange(order.shape[1]) < count[:, None]),
-        packed(used),
-        packed(data),
-        packed(others),
-        packed(sigma_squared),
-        basis,
-        bbox[keep],
+        BoxPixels(
+            torch.as_tensor(chosen.panel[keep]),
+            packing.packed(slow, corner[keep, 1]),
+            packing.packed(fast, corner[keep, 0]),
+        ),
+        packing.packed(np.ones(len(row), bool)),
+        packing.packed(used),
+        packing.packed(data),
+        packing.packed(others),
+        packing.packed(sigma_squared),
+        torch.stack([packing.packed(span) for span in spans], -1),
+        np.stack([corner[:, 0], corner[:, 0] + width[:, 0], corner[:, 1], corner[:, 1] + width[:, 1]], -1)[keep],
         reflections,
         torch.as_tensor(node),
         left_out,
     )
 
 
-def _packed(mine: Bools) -> tuple[Ints, Ints]:
-    """For each row, the places of its true entries first (n, most), and how many there are (n,)."""
-    count = mine.sum(1)
-    return np.argsort(~mine, axis=1, kind="stable")[:, : max(int(count.max(initial=0)), 1)], count
+def _counted(counts: Ints) -> tuple[Ints, Ints]:
+    """Of as many things as `counts` (n,) has in each row, the row and the number within it."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the pixels that are `chosen` (k,) of all stand in arrays (n, p), each box's first: box and place (c,)."""
+
+    chosen: Bools
+    box: Ints
+    place: Ints
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(row: Ints, mine: Bools, keep: Ints, count: int) -> "Packing":
+        """Of pixels (k,) of `count` boxes, those that are `mine` and of a box to `keep`, in that order."""
+        rank = np.full(count, -1)
+        rank[keep] = np.arange(len(keep))
+        chosen = mine & (rank[row] >= 0)
+        counts = np.bincount(row[chosen], minlength=count)
+        of, place = _counted(counts)
+        return Packing(chosen, rank[of], place, (len(keep), max(int(counts.max(initial=0)), 1)))
+
+    def packed(self, values: Floats | Ints | Bools, beside: Ints | None = None) -> Tensor:
+        """Values (k,) as an array (n, p); where a box has no more pixels that of its row `beside` (n,), else 0."""
+        array = np.zeros(self.shape, values.dtype)
+        if beside is not None:
+            array[:] = beside[:, None]
+        array[self.box, self.place] = values[self.chosen]
+        return torch.as_tensor(array)
 
 
 def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Floats, Bools, Bools]:
-    """Data, light of other lattices, σ², being on the panel and trust of pixels (n, p); what lies outside a panel is
+    """Data, light of other lattices, σ², being on the panel and trust of pixels (k,); what lies outside a panel is
     not trusted and reads 0."""
     data, others, sigma_squared = np.zeros(slow.shape), np.zeros(slow.shape), np.zeros(slow.shape)
     on_panel, trusted = np.zeros(slow.shape, bool), np.zeros(slow.shape, bool)
@@ -307,18 +321,16 @@ def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, 
     return data, others, sigma_squared, on_panel, trusted
 
 
-def _nearest(chosen: Predictions, everything: Predictions, slow: Ints, fast: Ints, within: Bools) -> Bools:
-    """Whether each pixel (n, p) that is `within` its box is at least as near to the box's centroid as to any other."""
-    own = np.zeros(slow.shape, bool)
+def _nearest(chosen: Predictions, everything: Predictions, row: Ints, slow: Ints, fast: Ints) -> Bools:
+    """Whether each pixel (k,), of the box `row`, is at least as near to its centroid as to any other."""
+    own = np.zeros(len(row), bool)
+    points = np.stack([fast + 0.5, slow + 0.5], -1)
+    to_own = np.linalg.norm(points - chosen.xy_px[row], axis=-1)
+    panel = chosen.panel[row]
     for i in np.unique(chosen.panel):
-        rows = np.nonzero(chosen.panel == i)[0]
-        rivals = everything.xy_px[everything.panel == i]
-        mine = within[rows]
-        points = np.stack([fast[rows][mine] + 0.5, slow[rows][mine] + 0.5], -1)
-        to_own = np.linalg.norm(points - chosen.xy_px[rows][np.nonzero(mine)[0]], axis=-1)
-        distance, _ = cKDTree(rivals).query(points)
-        mine[mine] = to_own <= distance + 1e-9
-        own[rows] = mine
+        here = panel == i
+        distance, _ = cKDTree(everything.xy_px[everything.panel == i]).query(points[here])
+        own[here] = to_own[here] <= distance + 1e-9
     return own
 
 

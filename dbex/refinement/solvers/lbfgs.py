@@ -23,8 +23,8 @@ def minimise(
     progress: Callable[[Step, Any], None] | None = None,
     state: Any = None,
 ) -> Solution:
-    """Minimise from x in rounds of frozen weights until an undamped Gauss-Newton step is below `tolerance_esds`; `state`
-    is that at x where it is known."""
+    """Minimise from x in rounds of frozen weights until an undamped Gauss-Newton step is below `tolerance_esds`;
+    `state` is that at x where it is known."""
     state = problem.start(x) if state is None else state
     history: list[Step] = []
     message, converged = f"no convergence in {max_iterations} rounds", False

@@ -26,14 +26,15 @@ def test_the_amplitude_follows_crystal_and_beam_as_its_derivatives_say(still):
     spots = observed_predictions(still, truth.models)
     fit = objective_for(still, truth.map, shoeboxes(still, spots, spots), ModelError(0.1))
     x = truth.zero
-    slopes = fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x))
+    slopes = captured_slopes_of(fit, x)
     steps = 0.1 * steps_of(truth.map)
     for i, parameter in enumerate(truth.map.parameters):
         direction = torch.zeros_like(x)
         direction[i] = steps[i]
 
         def total(at):
-            return float(ln_captured(fit.nodes_at(at), fit.groups.parts.node, fit.sphere(at)).sum())
+            there = fit.at(at)
+            return float(ln_captured(there.nodes, there.parts.node, fit.sphere(there.models)).sum())
 
         numeric = extrapolated_difference(total, x, direction)
         # a rotation about the beam changes nothing but the last digits
@@ -43,9 +44,9 @@ def test_the_amplitude_follows_crystal_and_beam_as_its_derivatives_say(still):
         )
 
 
-def columns_of(fit: Objective, x: torch.Tensor):
-    columns, _ = fit._by_x(x)
-    return columns
+def captured_slopes_of(fit: Objective, x: torch.Tensor):
+    at = fit.at(x)
+    return fit.captured_slopes(at, fit.by_x(at))
 
 
 def test_wavelength_and_crystal_scaled_together_capture_as_many_photons(still):
@@ -57,13 +58,10 @@ def test_wavelength_and_crystal_scaled_together_capture_as_many_photons(still):
     # the scale holds the volume of the reciprocal cell
     by_name = {"wavelength": 1.0, "cell_a": 1.0, "cell_b": 1.0, "cell_c": 1.0, "domain_size": 1.0, "scale": -3.0}
     direction = torch.tensor([by_name.get(p.name, 0.0) for p in truth.map.parameters], dtype=torch.float64)
-    along = fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x)) @ direction
+    along = captured_slopes_of(fit, x) @ direction
     assert fit.map.crystal.b_factor_A2 == 0
     assert float(along.abs().max()) < SCALED_TOGETHER
-    assert (
-        float(fit._captured_slopes(x, fit.nodes_at(x), columns_of(fit, x))[:, fit.map.place("wavelength")].abs().max())
-        > 1
-    )
+    assert float(captured_slopes_of(fit, x)[:, fit.map.place("wavelength")].abs().max()) > 1
 
 
 def test_structure_factors_that_are_half_wrong_leave_the_scale_where_it_is(drawn):

@@ -141,7 +141,7 @@ def test_the_sensitivity_of_the_intensities_is_how_they_follow_the_model(crowded
 def test_the_gradient_is_that_of_the_merit_with_all_that_is_linear_solved_anew(crowded):
     objective, x, variance, local = crowded
     problem = StillProblem(objective)
-    held = objective.ln_captured(x, objective.nodes_at(x))
+    held = objective.ln_captured(objective.at(x))
     state = replace(problem.start(x.numpy()), variance=variance, local=replace(local, ln_captured=held))
     _, gradient = problem.normal(x.numpy(), state)
     steps = 0.2 * steps_of(objective.map)
