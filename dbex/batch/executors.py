@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -45,11 +46,12 @@ def local_processes(workers: int, stills_per_worker: int = STILLS_PER_WORKER) ->
     pools = [new_pool(workers, stills_per_worker)]
 
     def submit(function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        try:
-            future: Future[Any] = pools[-1].schedule(function, args)
-        except RuntimeError:  # all workers were lost at once, while none was at work
-            pools.append(new_pool(workers, stills_per_worker))
-            future = pools[-1].schedule(function, args)
+        with interrupt_held():
+            try:
+                future: Future[Any] = pools[-1].schedule(function, args)
+            except RuntimeError:  # all workers were lost at once, while none was at work
+                pools.append(new_pool(workers, stills_per_worker))
+                future = pools[-1].schedule(function, args)
         return future
 
     try:
@@ -58,6 +60,22 @@ def local_processes(workers: int, stills_per_worker: int = STILLS_PER_WORKER) ->
         for pool in pools:
             pool.stop()
             pool.join()
+
+
+@contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits until a worker is started: one that is cut off in the middle complains in a traceback. What is
+    started here never sees it: workers end with the process that began them."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if caught and callable(before):
+            before(caught[0], None)
 
 
 def new_pool(workers: int, stills_per_worker: int) -> ProcessPool:
