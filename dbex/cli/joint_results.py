@@ -81,7 +81,9 @@ def write_joint(
     refined = conclude(still, visitor.settings, final)
     shared, covariance = shared_estimates(joint, still, final, visitor.detector)
     units = visitor.sharing.units
-    write_composite([models / f"{place:07d}" for place in range(len(ended))], staging, "joint")
+    merging = merge(staging, ended, still.amplitudes, float(refined.beam.wavelength_A))
+    folders = [models / f"{place:07d}" for place in range(len(ended))]
+    write_composite(folders, staging, "joint", merging["relative_model_error"])
     write_geometry(refined, staging / "detector.expt")
     content = {
         "shared": [asdict(estimate) for estimate in shared],
@@ -107,7 +109,7 @@ def write_joint(
         "sweep": sweep,
         "structure_factors": None if squares is None else squares.told,
         "left_out": [{"index": b.index, "still": b.name, "reason": b.reason} for b in joint.left_out],
-        "merging": merge(staging, ended, still.amplitudes, float(refined.beam.wavelength_A)),
+        "merging": merging,
         "steps": [{"round": number, **asdict(step)} for number, step in joint.steps],
         **provenance(run),
     }

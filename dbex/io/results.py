@@ -81,9 +81,9 @@ def write_geometry(refined: Refined, file: Path) -> None:
     experiments.as_file(str(file))
 
 
-def write_composite(folders: list[Path], target: Path, name: str = "refined") -> None:
+def write_composite(folders: list[Path], target: Path, name: str = "refined", relative_error: float = 0.0) -> None:
     """Put the refined.expt and refined.refl of several stills together in `target` as `name`.expt and `name`.refl, ids
-    in the order of `folders`.
+    in the order of `folders`; `relative_error` is one that every full intensity has beside its own.
 
     A still that could not be refined leaves no gap in the ids: `dbex.input_id` has those of the .expt that was read.
     They are read back from disk, so that no image is held in memory. Raises OSError.
@@ -100,6 +100,7 @@ def write_composite(folders: list[Path], target: Path, name: str = "refined") ->
         table.extend(part)
         identifiers.append(experiment.identifier)
     name_experiments(table, identifiers)
+    table["intensity.prf.variance"] += relative_error**2 * table["intensity.prf.value"] ** 2
     experiments.as_file(str(target / f"{name}.expt"))
     table.as_file(str(target / f"{name}.refl"))
 

@@ -199,6 +199,18 @@ def test_several_stills_in_one_file_keep_their_ids_and_identifiers(refined, tmp_
     assert dict(zip(names.keys(), names.values(), strict=True)) == {0: "first", 1: "second"}
 
 
+def test_an_error_of_every_full_intensity_is_added_to_its_own(refined, tmp_path):
+    write_results(refined, tmp_path)
+    write_composite([tmp_path], tmp_path, "joint", relative_error=0.1)
+    before, after = (flex.reflection_table.from_file(str(tmp_path / f"{n}.refl")) for n in ("refined", "joint"))
+    value, own, all_ = (
+        np.array(t[f"intensity.prf.{n}"]) for t, n in ((before, "value"), (before, "variance"), (after, "variance"))
+    )
+    known = np.isfinite(value)
+    assert known.any()
+    assert all_[known] == pytest.approx((own + (0.1 * value) ** 2)[known])
+
+
 def test_a_still_that_fails_does_not_hide_which_experiment_the_next_ones_were(refined, tmp_path):
     """The first and the last of three, without identifiers: only the column tells that the last one was number 2."""
     folders = []
