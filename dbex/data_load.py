@@ -59,12 +59,9 @@ def read_stills(
 
 
 @dataclass(frozen=True)
-class StillFiles:
-    """The files of stills and how they are read, as `read_stills` takes them: small, so that another process can open
-    them for itself."""
+class Shared:
+    """What all stills of a run share: the files and numbers of `read_stills`, None where not given."""
 
-    experiments: str
-    reflections: str
     structure_factors: str
     mask: str | None = None
     mtz_columns: str | None = None
@@ -73,6 +70,15 @@ class StillFiles:
     sigma_map: str | None = None
     trusted_max: float | None = None
     noise: str | None = None
+
+
+@dataclass(frozen=True)
+class StillFiles:
+    """The files of stills and how they are read: small, so that another process can open them for itself."""
+
+    experiments: str
+    reflections: str
+    shared: Shared
 
     def stills(self) -> "Stills":
         """The stills, opened once a process. Raises BadInput."""
@@ -85,7 +91,7 @@ class StillFiles:
 
 @lru_cache(maxsize=1)
 def _opened(files: StillFiles) -> "Stills":
-    return Stills(*astuple(files))
+    return Stills(files.experiments, files.reflections, *astuple(files.shared))
 
 
 class Stills:

@@ -18,7 +18,8 @@ from typing import Any
 from dbex.batch.enlist import Pair, tasks_of
 from dbex.batch.executors import Engine
 from dbex.batch.ledger import FILE, WITH_RESULT, Ledger, Outcome, Pace, State, Task
-from dbex.batch.task import Shared, work
+from dbex.batch.task import work
+from dbex.data_load import Shared
 from dbex.errors import BadInput
 from dbex.io.record import sha256, versions
 from dbex.io.spool import told_of

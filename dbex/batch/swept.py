@@ -9,8 +9,7 @@ from pathlib import Path
 
 from dbex.batch.ledger import FILE, Ledger, State
 from dbex.batch.sweep import FILES, result_file
-from dbex.batch.task import Shared, stills_of
-from dbex.data_load import Stills
+from dbex.data_load import Shared, StillFiles, Stills
 from dbex.errors import BadInput
 from dbex.io.record import sha256
 from dbex.io.spool import read_result
@@ -65,7 +64,7 @@ class SweptStills:
 
     def _opened(self, index: int) -> tuple[Swept, Stills]:
         entry = entries(self.listed)[index]
-        return entry, stills_of(entry.experiments, entry.reflections, self.shared)
+        return entry, StillFiles(entry.experiments, entry.reflections, self.shared).stills()
 
 
 @lru_cache(maxsize=1)

@@ -6,14 +6,14 @@ import math
 import resource
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import set_num_threads
 
 from dbex.batch.ledger import Outcome, State, Task
-from dbex.data_load import Stills
+from dbex.data_load import Shared, StillFiles
 from dbex.errors import BadInput
 from dbex.io.spool import write_result
 from dbex.memory import give_back_memory, keep_memory
@@ -32,20 +32,6 @@ STATES = {
     "poor": State.POOR_FIT,
     "not converged": State.NOT_CONVERGED,
 }
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all stills of a run share: the files and numbers of dbex.data_load.read_stills, None where not given."""
-
-    structure_factors: str
-    mask: str | None = None
-    mtz_columns: str | None = None
-    gain: float | None = None
-    sigma_readout: float | None = None
-    sigma_map: str | None = None
-    trusted_max: float | None = None
-    noise: str | None = None
 
 
 def work(task: Task, shared: Shared, settings: Settings, threads: int, file: Path) -> list[Outcome]:
@@ -76,7 +62,7 @@ def work(task: Task, shared: Shared, settings: Settings, threads: int, file: Pat
 
 def results(task: Task, shared: Shared, settings: Settings) -> list[tuple[str, Refined | Exception]]:
     """The stills of a task by name, each refined or with the reason why not. Raises BadInput."""
-    stills = stills_of(task.experiments, task.reflections, shared)
+    stills = StillFiles(task.experiments, task.reflections, shared).stills()
     names = [stills.name(index) for index in task.experiment_ids]
     read = stills.read_lattices(task.experiment_ids)
     whole = [still for still in read if not isinstance(still, BadInput)]
@@ -105,23 +91,6 @@ def prepare(threads: int) -> None:
     """Set this process up, once."""
     set_num_threads(threads)
     keep_memory()
-
-
-@functools.lru_cache(maxsize=1)
-def stills_of(experiments: str, reflections: str, shared: Shared) -> Stills:
-    """The stills of one pair of files: a worker reads a composite file once."""
-    return Stills(
-        experiments,
-        reflections,
-        shared.structure_factors,
-        shared.mask,
-        shared.mtz_columns,
-        shared.gain,
-        shared.sigma_readout,
-        shared.sigma_map,
-        shared.trusted_max,
-        shared.noise,
-    )
 
 
 def outcome_of(name: str, result: Refined | Exception, seconds: float) -> Outcome:

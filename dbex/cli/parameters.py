@@ -5,13 +5,16 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import libtbx.phil
 from libtbx.phil import tokenizer
 
 from dbex.errors import BadInput
 from dbex.refinement.settings import Settings, check_choice
+
+if TYPE_CHECKING:
+    from dbex.data_load import Shared
 
 REFINE_PHIL = """
 mask = None
@@ -201,6 +204,8 @@ output {
 """
 
 FILES = {".expt": "input.experiments", ".refl": "input.reflections", ".mtz": "input.structure_factors"}
+#: How stills are read beside: parameters of the same names.
+READING = ("mask", "mtz_columns", "gain", "sigma_readout", "sigma_map", "trusted_max", "noise")
 
 
 class NumericConverter(libtbx.phil.float_converters):
@@ -411,6 +416,20 @@ def require_files(parameters: Any, command: str = "dbex.refine") -> None:
     for name in (files.experiments, files.reflections, files.structure_factors, *optional):
         if not Path(name).is_file():
             raise BadInput(f"{name}: {'is a directory, not a file' if Path(name).is_dir() else 'no such file'}")
+
+
+def absolute(name: str) -> str:
+    """The whole name of a file: workers may stand elsewhere."""
+    return str(Path(name).resolve())
+
+
+def shared_of(parameters: Any) -> "Shared":
+    """What all stills of a run share, the names of files made absolute."""
+    from dbex.data_load import Shared
+
+    reading: dict[str, Any] = {name: getattr(parameters, name) for name in READING}
+    reading |= {name: absolute(reading[name]) for name in ("mask", "sigma_map", "noise") if reading[name]}
+    return Shared(absolute(parameters.input.structure_factors), **reading)
 
 
 def settings_of(parameters: Any, more_beam: Sequence[str] = ()) -> Settings:

@@ -19,7 +19,7 @@ from dbex.cli.console import Log, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.joint_amplitudes import refined_amplitudes
 from dbex.cli.joint_results import Ending, lines_of, write_joint
-from dbex.cli.parameters import fetched, joint_scope, require_files, settings_of
+from dbex.cli.parameters import READING, absolute, fetched, joint_scope, require_files, settings_of, shared_of
 from dbex.cli.questions import answered
 from dbex.cli.refine import run_of
 from dbex.errors import BadInput
@@ -69,8 +69,6 @@ exit status: 0 when all stills took part, 1 when some were left out (joint.json 
 
 #: Where results go unless said otherwise; what makes a folder that of a sweep, and where it tells how its stills ended.
 DIRECTORY, LEDGER, TABLE = "joint", "ledger.sqlite", "stills.csv"
-#: How stills are read, in the order of dbex.data_load.StillFiles.
-READING = ("mask", "mtz_columns", "gain", "sigma_readout", "sigma_map", "trusted_max", "noise")
 #: A level of the detector's hierarchy below which there is none.
 EVERY_PANEL = 1000
 
@@ -199,21 +197,8 @@ def stills_to_refine(
         swept, states = swept_stills(sweep, (spool / "stills.jsonl").absolute())
         return swept, swept.read, {"folder": str(sweep.resolve()), "states": states}
     given = parameters.input
-    names = (given.experiments, given.reflections, given.structure_factors)
-    reading: dict[str, Any] = {name: reading_of(parameters, name) for name in READING}
-    files = StillFiles(absolute(names[0]), absolute(names[1]), absolute(names[2]), **reading)
+    files = StillFiles(absolute(given.experiments), absolute(given.reflections), shared_of(parameters))
     return files.stills(), files.read, None
-
-
-def reading_of(parameters: Any, name: str) -> Any:
-    """A parameter of how stills are read, the names of files made absolute: workers may stand elsewhere."""
-    value = getattr(parameters, name)
-    return absolute(value) if value is not None and name in ("mask", "sigma_map", "noise") else value
-
-
-def absolute(name: str) -> str:
-    """The whole name of a file."""
-    return str(Path(name).resolve())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dbex.cli.console import Log, complain, started
 from dbex.cli.engines import engine_of, led
 from dbex.cli.pace import PaceDisplay, counted, in_words
-from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of
+from dbex.cli.parameters import ENGINE_PHIL, fetched, refine_scope, require_files, settings_of, shared_of
 from dbex.cli.questions import answered
 from dbex.errors import BadInput
 
@@ -160,22 +160,8 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 def asked_of(parameters: Any) -> "Asked":
     """What is done to every still."""
     from dbex.batch.sweep import Asked
-    from dbex.batch.task import Shared
 
-    def absolute(name: str | None) -> str | None:
-        return str(Path(name).resolve()) if name else None
-
-    shared = Shared(
-        str(Path(parameters.input.structure_factors).resolve()),
-        absolute(parameters.mask),
-        parameters.mtz_columns,
-        parameters.gain,
-        parameters.sigma_readout,
-        absolute(parameters.sigma_map),
-        parameters.trusted_max,
-        absolute(parameters.noise),
-    )
-    return Asked(shared, settings_of(parameters), parameters.threads)
+    return Asked(shared_of(parameters), settings_of(parameters), parameters.threads)
 
 
 def check_shared(asked: "Asked", pairs: Sequence[tuple[str, str]]) -> None:

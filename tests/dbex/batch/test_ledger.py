@@ -10,7 +10,7 @@ from dbex.batch import sweep as sweeping
 from dbex.batch.executors import Engine
 from dbex.batch.ledger import ATTEMPTS, FILE, SET, Ledger, Outcome, State, Task
 from dbex.batch.sweep import Asked, at_work, opened, sweep
-from dbex.batch.task import Shared
+from dbex.data_load import Shared
 from dbex.errors import BadInput
 from dbex.refinement.settings import Settings
 
