@@ -215,7 +215,7 @@ def test_an_interrupted_run_says_how_to_go_on(stills, tmp_path):
     until(tmp_path / "run", lambda states: State.RUNNING in states)
     run.send_signal(signal.SIGINT)
     status, _, complaints = ended(run)
-    assert status == 130
+    assert status == 130, complaints
     assert complaints.count("\n") == 1
     assert "interrupted: 9 stills: " in complaints
     assert "the same command goes on" in complaints
