@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,8 @@ def local_processes(workers: int, stills_per_worker: int = STILLS_PER_WORKER) ->
         yield Engine(submit, workers, (ProcessExpired, BrokenProcessPool))
     finally:
         for pool in pools:
-            with suppress(OSError, RuntimeError):  # workers that cannot be stopped end with this process
-                pool.stop()
-                pool.join()
+            pool.stop()
+            pool.join()
 
 
 @contextmanager
