@@ -149,9 +149,7 @@ def lines_of(content: dict[str, Any]) -> list[str]:
     ]
     lines += [f"held, for nothing tells it: {words}" for words in content["held"]]
     if content["undetermined"]:
-        lines.append(
-            f"not determined, about where the detector as a whole has it: {', '.join(content['undetermined'])}"
-        )
+        lines.append(f"not determined, known by its prior alone: {', '.join(content['undetermined'])}")
     lines.append("" if content["converged"] else f"not converged: {content['message']}")
     outliers = [
         f"{s['still']} ({s['pull']:.1f} esds, weight {s['weight']:.2f})" for s in content["stills"] if s["outlier"]

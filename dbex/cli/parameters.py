@@ -276,7 +276,7 @@ class ChoiceConverter(libtbx.phil.choice_converters):
             if name.lower() != "none" or len(names) > 1:
                 check_choice(master.full_path(), name.lstrip("*").lower(), options)
         chosen = [name.lstrip("*").lower() for name in names if not marked or name.startswith("*")]
-        if not self.multi and (len(chosen) != 1 or chosen == ["none"]):
+        if not self.multi and (len(chosen) != 1 or chosen[0] not in options):
             raise BadInput(f"{master.full_path()} is {' '.join(values)!r}: expected one of {', '.join(options)}")
         words = [tokenizer.word(value="*" + name if name in chosen else name) for name in options]
         return master.customized_copy(words=words)

@@ -21,7 +21,7 @@ from dxtbx.model.experiment_list import ExperimentList
 
 from dbex.cli import refine as command
 from dbex.cli.console import exit_status
-from dbex.cli.parameters import interpret, settings_of
+from dbex.cli.parameters import fetched, interpret, joint_scope, settings_of
 from dbex.errors import BadInput
 from dbex.refinement.settings import BEAM, CRYSTAL_CHOICES, DETECTOR, Settings
 from dbex.still import Iteration
@@ -474,3 +474,10 @@ def test_the_shipped_still_is_refined_from_dials_files_to_files_that_dials_reads
     table = flex.reflection_table.from_file(str(out / "refined.refl"))
     assert table.get_flags(flex.reflection_table.flags.predicted).all_eq(True)
     assert table.get_flags(flex.reflection_table.flags.indexed).count(True) > 90
+
+
+def test_a_choice_that_is_called_none_is_one():
+    parameters, _ = fetched(joint_scope(), ["refine.structure_factor_prior=none"])
+    assert parameters.refine.structure_factor_prior == "none"
+    with pytest.raises(BadInput, match="expected one of known, apart, merged"):
+        fetched(joint_scope(), ["refine.structure_factors=none"])
