@@ -32,7 +32,7 @@ REACHING, BEYOND_SPOTS = 0.95, 0.85
 #: Relative error of F² while the scale and the widths are still rough.
 ROUGH_MODEL_ERROR = ModelError(1.0)
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
-CONVERGED_ESDS, ROUGH_ESDS = 0.05, 1.0
+CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 #: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
 #: relative error of F² by more than this in ln.
 SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 0.5, 0.2
