@@ -79,10 +79,6 @@ class Shoeboxes:
     def __len__(self) -> int:
         return len(self.node)
 
-    def extent(self, part: slice) -> tuple[int, int]:
-        """How many pixels and nodes the fullest of some boxes has: the rest is padding."""
-        return max(int(self.inside[part].sum(1).max()), 1), int((self.node[part] >= 0).sum(1).max())
-
 
 def predict(
     models: Models, amplitudes: Amplitudes, d_min: float, k_max: float, shapes: list[tuple[int, int]]

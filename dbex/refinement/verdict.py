@@ -47,7 +47,7 @@ def judge(
         if not figures[name] <= CORE_LIMIT
     ]
     foreign = of_foreign_light(figures)
-    fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT or foreign)
+    fair = not reasons and bool(figures["chi2_per_pixel"] <= FAIR_LIMIT)
     state = "not converged" if not converged else "good" if not (reasons or misfit) else "fair" if fair else "poor"
     reasons += misfit
     if foreign:
