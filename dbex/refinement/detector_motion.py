@@ -15,8 +15,8 @@ from torch import Tensor
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, DetectorConfig
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
-from nanobrag_torch.tensors import as_tensor, unit
+from nanobrag_torch.rotation import left_jacobian, rotation_from_vector, vector_from_rotation
+from nanobrag_torch.tensors import as_tensor, dot, unit
 
 #: The motions of the detector as a whole, in the order of a unit's six coordinates. A rotation about the normal is none
 #: of them: it is one of the crystals about the beam.
@@ -98,19 +98,45 @@ def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: 
     turn = rotation_from_vector((rotation_rad[:, None] @ frame.axes)[:, 0])[frame.unit]
     shift = (shift_mm[:, None] @ frame.axes)[:, 0][frame.unit]
     pivot = frame.pivot[frame.unit]
+    vectors = torch.stack([panels.fast, panels.slow, panels.normal, panels.origin - pivot], -1)
+    fast, slow, normal, lever = (turn @ vectors).unbind(-1)
+    origin = lever + pivot + shift
+    return replace(panels, fast=fast, slow=slow, normal=normal, origin=origin, distance=dot(origin, normal))
+
+
+@dataclass(frozen=True)
+class PanelSlopes:
+    """Derivatives of n panels by k numbers: of vectors (n, 3, k), of the rest (n, k)."""
+
+    fast: Tensor
+    slow: Tensor
+    normal: Tensor
+    origin: Tensor
+    distance: Tensor
+    point_spread: Tensor
+
+    def by(self, map: Tensor) -> "PanelSlopes":
+        """The same by other numbers, of which these are products with `map` (n, k, m)."""
+        fast, slow, normal, origin = (v @ map for v in (self.fast, self.slow, self.normal, self.origin))
+        distance, point_spread = ((v[:, None] @ map)[:, 0] for v in (self.distance, self.point_spread))
+        return PanelSlopes(fast, slow, normal, origin, distance, point_spread)
+
+
+def motion_slopes(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> PanelSlopes:
+    """Derivatives of `panels`, which have made these motions, by the six motions of the unit that each is part of."""
+    axes = frame.axes.transpose(1, 2)
+    small = (left_jacobian((rotation_rad[:, None] @ frame.axes)[:, 0]) @ axes)[frame.unit]
+    shift = (shift_mm[:, None] @ frame.axes)[:, 0]
+    lever = panels.origin - (frame.pivot + shift)[frame.unit]
+    still = torch.zeros_like(small)
 
     def turned(vector: Tensor) -> Tensor:
-        return (turn @ vector[..., None])[..., 0]
+        return torch.linalg.cross(small, vector[..., None].expand_as(small), dim=1)
 
-    normal, origin = turned(panels.normal), turned(panels.origin - pivot) + pivot + shift
-    return replace(
-        panels,
-        fast=turned(panels.fast),
-        slow=turned(panels.slow),
-        normal=normal,
-        origin=origin,
-        distance=(origin * normal).sum(-1),
-    )
+    fast, slow, normal = (torch.cat([still, turned(v)], 2) for v in (panels.fast, panels.slow, panels.normal))
+    origin = torch.cat([axes[frame.unit], turned(lever)], 2)
+    distance = (origin * panels.normal[..., None] + normal * panels.origin[..., None]).sum(1)
+    return PanelSlopes(fast, slow, normal, origin, distance, torch.zeros_like(distance))
 
 
 def motions_between(frame: DetectorFrame, before: Panels, after: Panels) -> Floats:

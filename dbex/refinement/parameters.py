@@ -6,17 +6,18 @@ Lengths of the cell and widths are refined as logarithms, angles in radians, len
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dbex.refinement.detector_motion import DetectorFrame, detector_frame, moved
+from dbex.refinement.detector_motion import DetectorFrame, PanelSlopes, detector_frame, motion_slopes, moved
 from dbex.refinement.square_blocks import OUTLINE, SQUARE, Component, Peak, square_components
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Vector, override
-from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
+from nanobrag_torch.lattice import orientation
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
 from nanobrag_torch.spread import GAUSS_VARIANCE
@@ -75,44 +76,69 @@ class Parametrisation:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the free numbers, in the order of x."""
+        return tuple(p.name for p in self.parameters)
+
     def place(self, name: str) -> int:
         """Where a parameter stands in x; raises ValueError when it is not free."""
-        return [p.name for p in self.parameters].index(name)
+        return self.names.index(name)
 
     def free_groups(self, kind: str) -> tuple[str, ...]:
         """The groups of "crystal", "detector" or "beam" that are free, in order."""
-        names = [p.name for p in self.parameters]
         own = (
             ("cell", *_CRYSTAL_GROUPS)
             if kind == "crystal"
             else {"detector": _DETECTOR_GROUPS, "beam": _BEAM_GROUPS}[kind]
         )
-        return tuple(
-            group
-            for group in own
-            if (any(p.group == "cell" for p in self.parameters) if group == "cell" else _GROUPS[group][0][0] in names)
-        )
+        has_cell = any(p.group == "cell" for p in self.parameters)
+        return tuple(group for group in own if (has_cell if group == "cell" else _GROUPS[group][0][0] in self.names))
 
     def geometric(self) -> list[int]:
         """Places of the parameters that move rays, not only nodes."""
         return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name not in WIDTHS]
 
-    def models(self, x: Tensor) -> Models:
-        """The models at x, differentiable."""
-        at = {p.name: x[i] for i, p in enumerate(self.parameters)}
+    def models(self, x: Tensor, panels: Panels | None = None) -> Models:
+        """The models at x, differentiable; `panels` are those at x, where they are there already."""
+        at = dict(zip(self.names, x.unbind(), strict=True))
         zero = x.new_zeros(())
-
-        def vector(*names: str) -> Tensor:
-            return torch.stack([at.get(name, zero) for name in names])
-
-        motions = torch.stack([vector(*names) for names in self.frame.names])
-        panels = moved(self.panels, self.frame, motions[:, :3], motions[:, 3:])
-        if "point_spread" in at:
-            panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
-        crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
+        panels = self._panels(x, at) if panels is None else panels
+        crystal = override(self.crystal, self._crystal_values(at))
         components = self._components(crystal, at, zero)
         outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
         return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), components, outline)
+
+    @cached_property
+    def _motions(self) -> Tensor | None:
+        """What takes x to the six motions of each unit of the detector (u, 6, n), None where nothing moves it."""
+        chosen = [[[float(name == motion) for name in self.names] for motion in own] for own in self.frame.names]
+        motions = torch.as_tensor(chosen, dtype=torch.float64)
+        return motions if bool(motions.any()) else None
+
+    def _panels(self, x: Tensor, at: dict[str, Tensor]) -> Panels:
+        panels = self.panels
+        if self._motions is not None:
+            shift, rotation = (self._motions @ x).split(3, 1)
+            panels = moved(panels, self.frame, shift, rotation)
+        if "point_spread" in at:
+            panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
+        return panels
+
+    def panel_slopes(self, x: Tensor, panels: Panels) -> PanelSlopes:
+        """Derivatives of the panels, which are those at x, by x."""
+        count, n = panels.distance.shape[0], len(self)
+        if self._motions is None:
+            zero = x.new_zeros(count, 3, n)
+            slopes = PanelSlopes(zero, zero, zero, zero, zero[:, 0], zero[:, 0])
+        else:
+            shift, rotation = (self._motions @ x).split(3, 1)
+            slopes = motion_slopes(panels, self.frame, shift, rotation).by(self._motions[self.frame.unit])
+        if "point_spread" not in self.names:
+            return slopes
+        of_width = torch.zeros_like(slopes.distance)
+        of_width[:, self.place("point_spread")] = panels.point_spread
+        return replace(slopes, point_spread=of_width)
 
     def _edges(self, at: dict[str, Tensor]) -> Tensor:
         """Lengths (3,), Å, of square blocks along a, b and c."""
@@ -121,8 +147,7 @@ class Parametrisation:
     @property
     def component_count(self) -> int:
         """How many components the crystal has."""
-        names = [p.name for p in self.parameters]
-        return len(self.square_peaks) if "square_a" in names else 1 + ("second_share" in names)
+        return len(self.square_peaks) if "square_a" in self.names else 1 + ("second_share" in self.names)
 
     def _components(self, crystal: CrystalConfig, at: dict[str, Tensor], zero: Tensor) -> tuple[Component, ...]:
         if "square_a" in at:
@@ -161,19 +186,34 @@ class Parametrisation:
         )
         return override(crystal, {"misset_deg": mean / RADIANS_PER_DEGREE, "mosaic_covariance_deg2": total})
 
-    def _crystal_values(self, at: dict[str, Tensor], misset: Tensor) -> dict[str, object]:
-        values: dict[str, object] = {"misset_deg": misset / RADIANS_PER_DEGREE}
-        free = [name for name in CELL if name in at]
-        if free:
-            base = np.array([float(getattr(self.crystal, name)) for name in CELL])
-            change = [
-                base[CELL.index(name)] * torch.expm1(at[name])
-                if CELL.index(name) < 3
-                else at[name] / RADIANS_PER_DEGREE
-                for name in free
-            ]
-            cell = torch.as_tensor(base) + torch.as_tensor(self.cell_map) @ torch.stack(change)
-            values |= dict(zip(CELL, cell.unbind(), strict=True))
+    @cached_property
+    def _free_cell(self) -> tuple[list[str], list[str], Tensor, Tensor, Tensor]:
+        """Names of the cell's k free parameters, and of the r that follow them; of these the values (r,) and the map
+        (r, k) from changes of the free ones; and the values of those free ones that are lengths, which come first."""
+        free = [name for name in CELL if name in self.names]
+        rows = [i for i, name in enumerate(CELL) if self.cell_map[i].any()]
+        base = torch.as_tensor([float(getattr(self.crystal, name)) for name in CELL], dtype=torch.float64)
+        lengths = base[[CELL.index(name) for name in free if CELL.index(name) < 3]]
+        names = [CELL[i] for i in rows]
+        return free, names, base[rows], torch.as_tensor(self.cell_map[rows]), lengths
+
+    def _cell_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+        free, names, base, map, lengths = self._free_cell
+        moves = torch.stack([at[name] for name in free])
+        k = len(lengths)
+        change = torch.cat([lengths * torch.expm1(moves[:k]), moves[k:] / RADIANS_PER_DEGREE])
+        return dict(zip(names, (base + map @ change).unbind(), strict=True))
+
+    @cached_property
+    def _U(self) -> Tensor:
+        return torch.as_tensor(self.crystal.U, dtype=torch.float64)
+
+    def _crystal_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+        values: dict[str, object] = {"U": self._U}
+        if "misset_x" in at:
+            values["misset_deg"] = torch.stack([at[f"misset_{axis}"] for axis in "xyz"]) / RADIANS_PER_DEGREE
+        if any(name in at for name in CELL):
+            values |= self._cell_values(at)
         if "domain_size" in at and self.crystal.domain_size_A is not None:
             values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
         if "square_a" in at:
