@@ -26,8 +26,8 @@ def sinc(x_squared: Tensor) -> Tensor:
     # products with 0 and 1, not `where`: batched derivatives take that one by one
     small = (x_squared < 1e-8).to(x_squared.dtype)
     x = torch.sqrt(x_squared + small)
-    series = 1 - x_squared / 6 + x_squared**2 / 120
-    return small * series + (1 - small) * (torch.sin(x) / x)
+    # the next term of the series, x⁴/120, is below rounding
+    return small - small / 6 * x_squared + (1 - small) * (torch.sin(x) / x)
 
 
 def versine_ratio(x_squared: Tensor) -> Tensor:

@@ -93,10 +93,14 @@ def centres_of(panels: Panels, detector: Sequence[DetectorConfig]) -> Floats:
     return np.asarray(centres.numpy())
 
 
-def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> Panels:
-    """The panels turned about the pivots of their units, then shifted; both (u, 3) along the units' axes."""
-    turn = rotation_from_vector((rotation_rad[:, None] @ frame.axes)[:, 0])[frame.unit]
+def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor | None) -> Panels:
+    """The panels turned about the pivots of their units, then shifted; both (u, 3) along the units' axes, None for no
+    rotation."""
     shift = (shift_mm[:, None] @ frame.axes)[:, 0][frame.unit]
+    if rotation_rad is None:
+        origin = panels.origin + shift
+        return replace(panels, origin=origin, distance=dot(origin, panels.normal))
+    turn = rotation_from_vector((rotation_rad[:, None] @ frame.axes)[:, 0])[frame.unit]
     pivot = frame.pivot[frame.unit]
     vectors = torch.stack([panels.fast, panels.slow, panels.normal, panels.origin - pivot], -1)
     fast, slow, normal, lever = (turn @ vectors).unbind(-1)
@@ -122,19 +126,18 @@ class PanelSlopes:
         return PanelSlopes(fast, slow, normal, origin, distance, point_spread)
 
 
-def motion_slopes(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> PanelSlopes:
+def motion_slopes(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor | None) -> PanelSlopes:
     """Derivatives of `panels`, which have made these motions, by the six motions of the unit that each is part of."""
     axes = frame.axes.transpose(1, 2)
-    small = (left_jacobian((rotation_rad[:, None] @ frame.axes)[:, 0]) @ axes)[frame.unit]
+    about = axes if rotation_rad is None else left_jacobian((rotation_rad[:, None] @ frame.axes)[:, 0]) @ axes
     shift = (shift_mm[:, None] @ frame.axes)[:, 0]
     lever = panels.origin - (frame.pivot + shift)[frame.unit]
-    still = torch.zeros_like(small)
-
-    def turned(vector: Tensor) -> Tensor:
-        return torch.linalg.cross(small, vector[..., None].expand_as(small), dim=1)
-
-    fast, slow, normal = (torch.cat([still, turned(v)], 2) for v in (panels.fast, panels.slow, panels.normal))
-    origin = torch.cat([axes[frame.unit], turned(lever)], 2)
+    # fast, slow, normal, origin (n, 4, 3), each turned about three axes
+    vectors = torch.stack([panels.fast, panels.slow, panels.normal, lever], 1)
+    turned = torch.linalg.cross(about[frame.unit][:, None], vectors[..., None], dim=2)
+    shifted = torch.zeros_like(turned)
+    shifted[:, 3] = axes[frame.unit]
+    fast, slow, normal, origin = torch.cat([shifted, turned], 3).unbind(1)
     distance = (origin * panels.normal[..., None] + normal * panels.origin[..., None]).sum(1)
     return PanelSlopes(fast, slow, normal, origin, distance, torch.zeros_like(distance))
 

@@ -116,11 +116,19 @@ class Parametrisation:
         motions = torch.as_tensor(chosen, dtype=torch.float64)
         return motions if bool(motions.any()) else None
 
+    @cached_property
+    def _tilts(self) -> bool:
+        return self._motions is not None and bool(self._motions[:, 3:].any())
+
+    def _motions_at(self, x: Tensor, motions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Shifts and rotations (u, 3) of the detector's units, None where nothing turns one."""
+        shift, rotation = (motions @ x).split(3, 1)
+        return shift, rotation if self._tilts else None
+
     def _panels(self, x: Tensor, at: dict[str, Tensor]) -> Panels:
         panels = self.panels
         if self._motions is not None:
-            shift, rotation = (self._motions @ x).split(3, 1)
-            panels = moved(panels, self.frame, shift, rotation)
+            panels = moved(panels, self.frame, *self._motions_at(x, self._motions))
         if "point_spread" in at:
             panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
         return panels
@@ -132,8 +140,8 @@ class Parametrisation:
             zero = x.new_zeros(count, 3, n)
             slopes = PanelSlopes(zero, zero, zero, zero, zero[:, 0], zero[:, 0])
         else:
-            shift, rotation = (self._motions @ x).split(3, 1)
-            slopes = motion_slopes(panels, self.frame, shift, rotation).by(self._motions[self.frame.unit])
+            by_motions = motion_slopes(panels, self.frame, *self._motions_at(x, self._motions))
+            slopes = by_motions.by(self._motions[self.frame.unit])
         if "point_spread" not in self.names:
             return slopes
         of_width = torch.zeros_like(slopes.distance)
