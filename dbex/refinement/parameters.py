@@ -4,7 +4,7 @@ Lengths of the cell and widths are refined as logarithms, angles in radians, len
 (docs/physics.md, section 5). At x = 0 the models are those that were read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from dbex.refinement.detector_motion import DetectorFrame, PanelSlopes, detector
 from dbex.refinement.square_blocks import OUTLINE, SQUARE, Component, Peak, square_components
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, override
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, override
 from nanobrag_torch.lattice import orientation
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
@@ -178,10 +178,13 @@ class Parametrisation:
 
     def mean_crystal(self, x: Tensor) -> CrystalConfig:
         """The crystal as one: its orientation and mosaicity are the mean and the covariance over all components."""
-        crystal = self.models(x).crystal
+        return self._mean_crystal(x, self.models(x))
+
+    def _mean_crystal(self, x: Tensor, models: Models) -> CrystalConfig:
+        crystal = models.crystal
         if self.component_count != 2:
             return crystal
-        first, second = self.models(x).components
+        first, second = models.components
         share = torch.exp(second.ln_weight)
         turn = torch.stack([x[self.place(f"second_{axis}")] for axis in "xyz"])
         misset = as_tensor(crystal.misset_deg, x) * RADIANS_PER_DEGREE
@@ -259,46 +262,55 @@ class Parametrisation:
 
     def value(self, name: str, x: Tensor) -> float:
         """A parameter in its reported unit at x: what a person would call its value."""
-        return self._value(name, x, self.models(x))
+        return float(self.reported(x)[self.place(name)])
 
     def values(self, x: Tensor) -> dict[str, float]:
         """All parameters in their reported units."""
-        models = self.models(x)
-        return {p.name: self._value(p.name, x, models) for p in self.parameters}
+        return dict(zip(self.names, self.reported(x).tolist(), strict=True))
 
-    def _value(self, name: str, x: Tensor, models: Models) -> float:
-        i = self.place(name)
+    def reported(self, x: Tensor) -> Tensor:
+        """All parameters (n,) in their reported units, differentiable."""
+        models = self.models(x)
+        misset = as_tensor(self._mean_crystal(x, models).misset_deg, x)
+        values = [self._reported(p, at, models, misset) for p, at in zip(self.parameters, x.unbind(), strict=True)]
+        return torch.stack([as_tensor(value, x) for value in values])
+
+    def _reported(self, parameter: Parameter, at: Tensor, models: Models, misset: Tensor) -> Number:
+        """A parameter whose coordinate is `at` () in its reported unit; `misset` (3,), degrees, is that of all
+        components."""
+        name = parameter.name
         if name in CELL:
-            return float(getattr(models.crystal, name))
-        plain = {
-            "mosaicity": models.crystal.mosaicity_deg,
-            "b_factor": models.crystal.b_factor_A2,
-            "wavelength": models.beam.wavelength_A,
-            "bandwidth": models.beam.bandwidth,
-            "divergence_h": models.beam.divergence_h_mrad,
-            "divergence_v": models.beam.divergence_v_mrad,
-            "cell_spread": models.crystal.strain,
-            "point_spread": (models.panels.point_spread / models.panels.pixel_size).mean(),
-            "scale": torch.exp(models.ln_scale),
-            "distance": models.panels.distance.mean(),
-        }
+            return getattr(models.crystal, name)
         if name == "domain_size":
-            return isotropic_widths(models.crystal)[0]
-        if name in plain:
-            return float(plain[name])
+            return isotropic_size(models.crystal)
+        if name in REPORTED:
+            return REPORTED[name](models)
         if name.split("_")[0] in TENSORS:
             return tensor_value(name, models.crystal)
         if name.startswith("misset"):
-            misset = as_tensor(self.mean_crystal(x).misset_deg, x)
-            return float(misset["xyz".index(name[-1])])
+            return misset["xyz".index(name[-1])]
         if name.startswith("square_"):
-            return self.square_size_A * float(torch.exp(x[i]))
+            return self.square_size_A * torch.exp(at)
         if name == "second_share":
-            return float(torch.exp(models.components[1].ln_weight))
+            return torch.exp(models.components[1].ln_weight)
         if name.startswith("second_") and len(name) == len("second_xx"):
             return tensor_value(name.replace("second", "mosaic"), models.components[1].crystal)
-        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("second") else UNITS[self.parameters[i].unit])
+        return at * (1 / RADIANS_PER_DEGREE if name.startswith("second") else UNITS[parameter.unit])
 
+
+#: What is reported of parameters that are a number of the models.
+REPORTED: dict[str, Callable[[Models], Number]] = {
+    "mosaicity": lambda models: models.crystal.mosaicity_deg,
+    "b_factor": lambda models: models.crystal.b_factor_A2,
+    "wavelength": lambda models: models.beam.wavelength_A,
+    "bandwidth": lambda models: models.beam.bandwidth,
+    "divergence_h": lambda models: models.beam.divergence_h_mrad,
+    "divergence_v": lambda models: models.beam.divergence_v_mrad,
+    "cell_spread": lambda models: models.crystal.strain,
+    "point_spread": lambda models: (models.panels.point_spread / models.panels.pixel_size).mean(),
+    "scale": lambda models: torch.exp(models.ln_scale),
+    "distance": lambda models: models.panels.distance.mean(),
+}
 
 DIAGONAL = ("xx", "yy", "zz")
 _PARTS = (*DIAGONAL, "xy", "xz", "yz")
@@ -310,15 +322,15 @@ TENSORS = {
 }
 
 
-def tensor_value(name: str, crystal: CrystalConfig) -> float:
+def tensor_value(name: str, crystal: CrystalConfig) -> Tensor:
     """A tensor's component as it is reported: along an axis of the crystal's Cartesian frame the rms rotation about it
     (degrees) or the size along it (Å), between two axes their correlation."""
     kind, part = name.split("_")
     tensor = torch.as_tensor(getattr(crystal, TENSORS[kind][0]))
     i, j = ("xyz".index(axis) for axis in part)
     if i != j:
-        return float(tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j]))
-    width = float(torch.sqrt(tensor[i, i]))
+        return tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j])
+    width = torch.sqrt(tensor[i, i])
     return width if kind == "mosaic" else GAUSS_VARIANCE**0.5 / width
 
 
@@ -329,17 +341,22 @@ def _mosaic_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
     return as_tensor(crystal.mosaicity_deg, like) ** 2 * torch.eye(3, dtype=like.dtype)
 
 
+def isotropic_size(crystal: CrystalConfig) -> Number:
+    """Domain size (Å) whose isotropic width has the trace of the tensor, where there is a tensor."""
+    if crystal.size_covariance is not None:
+        return (3 * GAUSS_VARIANCE / torch.as_tensor(crystal.size_covariance).trace()) ** 0.5
+    if crystal.domain_size_A is None:
+        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
+    return crystal.domain_size_A
+
+
 def isotropic_widths(crystal: CrystalConfig) -> tuple[float, float]:
     """Domain size (Å) and mosaicity (degrees) whose isotropic widths have the traces of the tensors, where there are
     tensors."""
-    size, mosaicity = crystal.domain_size_A, crystal.mosaicity_deg
-    if crystal.size_covariance is not None:
-        size = (3 * GAUSS_VARIANCE / float(torch.as_tensor(crystal.size_covariance).trace())) ** 0.5
+    mosaicity = crystal.mosaicity_deg
     if crystal.mosaic_covariance_deg2 is not None:
         mosaicity = (float(torch.as_tensor(crystal.mosaic_covariance_deg2).trace()) / 3) ** 0.5
-    if size is None:
-        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
-    return float(size), float(mosaicity)
+    return float(isotropic_size(crystal)), float(mosaicity)
 
 
 def log_cholesky(parts: Sequence[Tensor]) -> Tensor:
