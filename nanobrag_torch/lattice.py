@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nanobrag_torch.config import CrystalConfig
+from nanobrag_torch.config import CrystalConfig, override
 from nanobrag_torch.rotation import rotation_from_vector
 from nanobrag_torch.tensors import as_tensor
 from nanobrag_torch.units import RADIANS_PER_DEGREE
@@ -52,20 +52,22 @@ def _angles(crystal: CrystalConfig, like: Tensor) -> Tensor:
     return as_tensor((crystal.cell_alpha, crystal.cell_beta, crystal.cell_gamma), like)
 
 
-def crystal_basis(crystal: CrystalConfig, like: Tensor) -> Tensor:
-    """B(cell) (3, 3), 1/Å, in the crystal's Cartesian frame."""
-    return _reciprocal(_lengths(crystal, like), _angles(crystal, like))
-
-
 def orientation(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """R(misset) U (3, 3)."""
-    misset = as_tensor(crystal.misset_deg, like) * RADIANS_PER_DEGREE
-    return rotation_from_vector(misset) @ as_tensor(crystal.U, like)
+    U, misset = as_tensor(crystal.U, like), crystal.misset_deg
+    if isinstance(misset, tuple) and all(isinstance(angle, float) and angle == 0 for angle in misset):
+        return U
+    return rotation_from_vector(as_tensor(misset, like) * RADIANS_PER_DEGREE) @ U
+
+
+def without_misset(crystal: CrystalConfig, like: Tensor) -> CrystalConfig:
+    """The same crystal with its misset in U, so that what asks for its orientation does not rotate it anew."""
+    return override(crystal, {"U": orientation(crystal, like), "misset_deg": (0.0, 0.0, 0.0)})
 
 
 def reciprocal_basis(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """A = R(misset) U B(cell) (3, 3), 1/Å: columns a*, b*, c* in the laboratory frame."""
-    return orientation(crystal, like) @ crystal_basis(crystal, like)
+    return orientation(crystal, like) @ _reciprocal(_lengths(crystal, like), _angles(crystal, like))
 
 
 def fractional_hkl(q: Tensor, A: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, ScanConfig, Vector, override
-from nanobrag_torch.lattice import crystal_basis, orientation, reciprocal_basis
+from nanobrag_torch.lattice import orientation, reciprocal_basis
 from nanobrag_torch.panel import Panels, captured, obliquity, pixel_positions, solid_angle, stack_panels
 from nanobrag_torch.polarization import polarization_factor
 from nanobrag_torch.rotation import rotation_from_vector
@@ -231,10 +231,9 @@ class Causes:
 
 def causes(crystal: CrystalConfig, beam: BeamConfig, ln_scale: Tensor, offset: Vector = (0.0, 0.0, 0.0)) -> Causes:
     """Those of a crystal and a beam, for what lies at an `offset` in h from every node."""
-    turn = orientation(crystal, ln_scale)
     return Causes(
-        turn @ crystal_basis(crystal, ln_scale),
-        spread_of(crystal, beam, ln_scale, turn),
+        reciprocal_basis(crystal, ln_scale),
+        spread_of(crystal, beam, ln_scale),
         unit(as_tensor(beam.direction, ln_scale)),
         as_tensor(offset, ln_scale),
         as_tensor(beam.wavelength_A, ln_scale),

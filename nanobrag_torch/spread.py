@@ -24,11 +24,10 @@ def outer(v: Tensor) -> Tensor:
     return v[..., :, None] * v[..., None, :]
 
 
-def size_covariance(crystal: CrystalConfig, like: Tensor, turn: Tensor | None = None) -> Tensor:
-    """Broadening (3, 3) by the finite size of Gaussian blocks; `turn` is the crystal's orientation where it is there
-    already."""
+def size_covariance(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """Broadening (3, 3) by the finite size of Gaussian blocks."""
     if crystal.size_covariance is not None:
-        turn = orientation(crystal, like) if turn is None else turn
+        turn = orientation(crystal, like)
         return turn @ as_tensor(crystal.size_covariance, like) @ turn.T
     fudge = as_tensor(crystal.fudge, like)
     n_cells = as_tensor(crystal.N_cells, like)
@@ -43,13 +42,12 @@ def size_covariance(crystal: CrystalConfig, like: Tensor, turn: Tensor | None = 
     return A @ torch.diag(GAUSS_VARIANCE / (fudge * n_cells**2)) @ A.T
 
 
-def mosaic_rotations(crystal: CrystalConfig, like: Tensor, turn: Tensor | None = None) -> Tensor:
-    """Covariance (3, 3), rad², of the blocks' rotations about the axes of the laboratory; `turn` is the crystal's
-    orientation where it is there already."""
+def mosaic_rotations(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    """Covariance (3, 3), rad², of the blocks' rotations about the axes of the laboratory."""
     if crystal.mosaic_covariance_deg2 is None:
         eta = as_tensor(crystal.mosaicity_deg, like) * RADIANS_PER_DEGREE
         return eta**2 * torch.eye(3, dtype=like.dtype, device=like.device)
-    turn = orientation(crystal, like) if turn is None else turn
+    turn = orientation(crystal, like)
     return turn @ (as_tensor(crystal.mosaic_covariance_deg2, like) * RADIANS_PER_DEGREE**2) @ turn.T
 
 
@@ -101,11 +99,11 @@ class Spread:
         return self.size + turned(self.rotations, q) + self.radial[..., None, None] * outer(q) + self.divergence
 
 
-def spread_of(crystal: CrystalConfig, beam: BeamConfig, like: Tensor, turn: Tensor | None = None) -> Spread:
-    """What crystal and beam broaden nodes by; `turn` is the crystal's orientation where it is there already."""
+def spread_of(crystal: CrystalConfig, beam: BeamConfig, like: Tensor) -> Spread:
+    """What crystal and beam broaden nodes by."""
     return Spread(
-        size_covariance(crystal, like, turn),
-        mosaic_rotations(crystal, like, turn),
+        size_covariance(crystal, like),
+        mosaic_rotations(crystal, like),
         divergence_covariance(beam, like),
         radial_variance(crystal, beam, like),
     )

@@ -38,6 +38,7 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
+from nanobrag_torch.lattice import without_misset
 from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
 from nanobrag_torch.profile import Nodes, Quadrature, causes, centroids, whitening
 from nanobrag_torch.tensors import dot
@@ -375,12 +376,11 @@ def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
 
 def component_rows(models: Models) -> Tensor:
     """The causes of the nodes of each component (c, CAUSES)."""
-    return torch.stack(
-        [
-            cause_row(causes(part.crystal, models.beam, models.ln_scale + part.ln_weight, part.offset_h))
-            for part in models.components
-        ]
-    )
+    like, rows = models.ln_scale, []
+    for part in models.components:
+        crystal = without_misset(part.crystal, like)
+        rows.append(cause_row(causes(crystal, models.beam, like + part.ln_weight, part.offset_h)))
+    return torch.stack(rows)
 
 
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:
