@@ -312,6 +312,7 @@ REPORTED: dict[str, Callable[[Models], Number]] = {
     "distance": lambda models: models.panels.distance.mean(),
 }
 
+_LIKE = torch.zeros((), dtype=torch.float64)
 DIAGONAL = ("xx", "yy", "zz")
 _PARTS = (*DIAGONAL, "xy", "xz", "yz")
 
@@ -326,7 +327,7 @@ def tensor_value(name: str, crystal: CrystalConfig) -> Tensor:
     """A tensor's component as it is reported: along an axis of the crystal's Cartesian frame the rms rotation about it
     (degrees) or the size along it (Å), between two axes their correlation."""
     kind, part = name.split("_")
-    tensor = torch.as_tensor(getattr(crystal, TENSORS[kind][0]))
+    tensor = as_tensor(getattr(crystal, TENSORS[kind][0]), _LIKE)
     i, j = ("xyz".index(axis) for axis in part)
     if i != j:
         return tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j])
@@ -344,7 +345,7 @@ def _mosaic_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
 def isotropic_size(crystal: CrystalConfig) -> Number:
     """Domain size (Å) whose isotropic width has the trace of the tensor, where there is a tensor."""
     if crystal.size_covariance is not None:
-        return (3 * GAUSS_VARIANCE / torch.as_tensor(crystal.size_covariance).trace()) ** 0.5
+        return (3 * GAUSS_VARIANCE / as_tensor(crystal.size_covariance, _LIKE).trace()) ** 0.5
     if crystal.domain_size_A is None:
         raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
     return crystal.domain_size_A
