@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from nanobrag_torch.varying import Varying
-
 
 def as_tensor(value: object, like: Tensor) -> Tensor:
     """`value` (a number, nested tuples or lists that may hold tensors, an array or a tensor) as a tensor of the
     dtype and device of `like`, on its graph."""
-    if isinstance(value, Tensor | Varying):
+    if isinstance(value, Tensor):
         return value.to(dtype=like.dtype, device=like.device)
     if isinstance(value, tuple | list) and _holds_tensor(value):
         return torch.stack([as_tensor(item, like) for item in value])
@@ -19,7 +17,7 @@ def as_tensor(value: object, like: Tensor) -> Tensor:
 def _holds_tensor(value: object) -> bool:
     if isinstance(value, tuple | list):
         return any(_holds_tensor(item) for item in value)
-    return isinstance(value, Tensor | Varying)
+    return isinstance(value, Tensor)
 
 
 def unit(vector: Tensor) -> Tensor:
