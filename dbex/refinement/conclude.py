@@ -10,7 +10,7 @@ from dbex.physics.sigma_z import background_sigma_z
 from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import jackknife_covariance, larger_esds, quoted_covariance
-from dbex.refinement.parameters import CELL, Parametrisation, isotropic_widths
+from dbex.refinement.parameters import CELL, Parametrisation
 from dbex.refinement.rounds import Round, as_minimised, fitted_model_error, resolution_limit, solved_round
 from dbex.refinement.search import Search, spot_offsets
 from dbex.refinement.settings import Settings
@@ -24,6 +24,7 @@ from dbex.refinement.tables import (
 )
 from dbex.refinement.uncertainty import curvature
 from dbex.refinement.verdict import judge
+from dbex.refinement.width_tensors import isotropic_widths
 from dbex.still import BoxTable, Floats, Iteration, ParameterEstimate, Refined, Still, Trial
 from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
 from nanobrag_torch.jacobian import jacobian

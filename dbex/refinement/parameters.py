@@ -14,13 +14,21 @@ from torch import Tensor
 
 from dbex.refinement.detector_motion import DetectorFrame, PanelSlopes, detector_frame, motion_slopes, moved
 from dbex.refinement.square_blocks import OUTLINE, SQUARE, Component, Peak, square_components
+from dbex.refinement.width_tensors import (
+    DIAGONAL,
+    PARTS,
+    TENSORS,
+    isotropic_size,
+    log_cholesky,
+    mosaic_tensor,
+    tensor_value,
+)
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, override
 from nanobrag_torch.lattice import orientation
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
-from nanobrag_torch.spread import GAUSS_VARIANCE
 from nanobrag_torch.tensors import as_tensor, unit
 from nanobrag_torch.units import RADIANS_PER_DEGREE
 
@@ -118,6 +126,7 @@ class Parametrisation:
 
     @cached_property
     def _tilts(self) -> bool:
+        """Whether a unit of the detector turns."""
         return self._motions is not None and bool(self._motions[:, 3:].any())
 
     def _motions_at(self, x: Tensor, motions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -126,6 +135,7 @@ class Parametrisation:
         return shift, rotation if self._tilts else None
 
     def _panels(self, x: Tensor, at: dict[str, Tensor]) -> Panels:
+        """The panels at x, as they are where nothing moves them."""
         panels = self.panels
         if self._motions is not None:
             panels = moved(panels, self.frame, *self._motions_at(x, self._motions))
@@ -163,7 +173,7 @@ class Parametrisation:
         if "second_share" not in at:
             return (Component(crystal, zero),)
         turn = rotation_from_vector(torch.stack([at[f"second_{axis}"] for axis in "xyz"]))
-        mosaic = self.second_width_deg**2 * log_cholesky([at[f"second_{part}"] for part in _PARTS])
+        mosaic = self.second_width_deg**2 * log_cholesky([at[f"second_{part}"] for part in PARTS])
         second = override(
             crystal,
             {
@@ -191,8 +201,8 @@ class Parametrisation:
         mean = vector_from_rotation(rotation_from_vector(share * turn) @ rotation_from_vector(misset))
         apart = orientation(crystal, x).T @ turn / RADIANS_PER_DEGREE
         total = (
-            (1 - share) * _mosaic_tensor(first.crystal, x)
-            + share * _mosaic_tensor(second.crystal, x)
+            (1 - share) * mosaic_tensor(first.crystal, x)
+            + share * mosaic_tensor(second.crystal, x)
             + share * (1 - share) * torch.outer(apart, apart)
         )
         return override(crystal, {"misset_deg": mean / RADIANS_PER_DEGREE, "mosaic_covariance_deg2": total})
@@ -209,6 +219,7 @@ class Parametrisation:
         return free, names, base[rows], torch.as_tensor(self.cell_map[rows]), lengths
 
     def _cell_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+        """Those of the cell's parameters that follow the free ones."""
         free, names, base, map, lengths = self._free_cell
         moves = torch.stack([at[name] for name in free])
         k = len(lengths)
@@ -217,10 +228,11 @@ class Parametrisation:
 
     @cached_property
     def _U(self) -> Tensor:
+        """The orientation (3, 3) that was read, as a tensor."""
         return torch.as_tensor(self.crystal.U, dtype=torch.float64)
 
     def _crystal_values(self, at: dict[str, Tensor]) -> dict[str, object]:
-        values: dict[str, object] = {"U": self._U}
+        values: dict[str, object] = {"U": self._U, "misset_deg": (0.0, 0.0, 0.0)}
         if "misset_x" in at:
             values["misset_deg"] = torch.stack([at[f"misset_{axis}"] for axis in "xyz"]) / RADIANS_PER_DEGREE
         if any(name in at for name in CELL):
@@ -235,7 +247,7 @@ class Parametrisation:
         for name, (field, unit_of) in TENSORS.items():
             if f"{name}_xx" in at:
                 start = float(unit_of(self.crystal)) ** 2
-                values[field] = start * log_cholesky([at[f"{name}_{part}"] for part in _PARTS])
+                values[field] = start * log_cholesky([at[f"{name}_{part}"] for part in PARTS])
         if "b_factor" in at:
             values["b_factor_A2"] = self.crystal.b_factor_A2 + at["b_factor"]
         if "cell_spread" in at:
@@ -312,62 +324,6 @@ REPORTED: dict[str, Callable[[Models], Number]] = {
     "distance": lambda models: models.panels.distance.mean(),
 }
 
-_LIKE = torch.zeros((), dtype=torch.float64)
-DIAGONAL = ("xx", "yy", "zz")
-_PARTS = (*DIAGONAL, "xy", "xz", "yz")
-
-#: Widths that can be tensors: the record's field, and the isotropic width from which a tensor starts.
-TENSORS = {
-    "mosaic": ("mosaic_covariance_deg2", lambda crystal: crystal.mosaicity_deg),
-    "size": ("size_covariance", lambda crystal: GAUSS_VARIANCE**0.5 / crystal.domain_size_A),
-}
-
-
-def tensor_value(name: str, crystal: CrystalConfig) -> Tensor:
-    """A tensor's component as it is reported: along an axis of the crystal's Cartesian frame the rms rotation about it
-    (degrees) or the size along it (Å), between two axes their correlation."""
-    kind, part = name.split("_")
-    tensor = as_tensor(getattr(crystal, TENSORS[kind][0]), _LIKE)
-    i, j = ("xyz".index(axis) for axis in part)
-    if i != j:
-        return tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j])
-    width = torch.sqrt(tensor[i, i])
-    return width if kind == "mosaic" else GAUSS_VARIANCE**0.5 / width
-
-
-def _mosaic_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
-    """The covariance (3, 3), degrees², of the blocks' rotations, whichever way the record gives it."""
-    if crystal.mosaic_covariance_deg2 is not None:
-        return as_tensor(crystal.mosaic_covariance_deg2, like)
-    return as_tensor(crystal.mosaicity_deg, like) ** 2 * torch.eye(3, dtype=like.dtype)
-
-
-def isotropic_size(crystal: CrystalConfig) -> Number:
-    """Domain size (Å) whose isotropic width has the trace of the tensor, where there is a tensor."""
-    if crystal.size_covariance is not None:
-        return (3 * GAUSS_VARIANCE / as_tensor(crystal.size_covariance, _LIKE).trace()) ** 0.5
-    if crystal.domain_size_A is None:
-        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
-    return crystal.domain_size_A
-
-
-def isotropic_widths(crystal: CrystalConfig) -> tuple[float, float]:
-    """Domain size (Å) and mosaicity (degrees) whose isotropic widths have the traces of the tensors, where there are
-    tensors."""
-    mosaicity = crystal.mosaicity_deg
-    if crystal.mosaic_covariance_deg2 is not None:
-        mosaicity = (float(torch.as_tensor(crystal.mosaic_covariance_deg2).trace()) / 3) ** 0.5
-    return float(isotropic_size(crystal)), float(mosaicity)
-
-
-def log_cholesky(parts: Sequence[Tensor]) -> Tensor:
-    """The positive definite matrix L Lᵀ (3, 3) of six free numbers: ln of the diagonal of L, then its xy, xz, yz."""
-    xx, yy, zz, xy, xz, yz = parts
-    zero = torch.zeros_like(xx)
-    lower = torch.stack([torch.exp(xx), zero, zero, xy, torch.exp(yy), zero, xz, yz, torch.exp(zz)]).view(3, 3)
-    return lower @ lower.T
-
-
 #: Reported unit over the coordinate's: coordinates are radians and mm.
 UNITS = {"mrad": 1e3, "mm": 1.0, "deg": 1 / RADIANS_PER_DEGREE}
 
@@ -378,13 +334,13 @@ _GROUPS: dict[str, tuple[tuple[str, str, float, float], ...]] = {
     "b_factor": (("b_factor", "A^2", 10.0, 20.0),),
     "size": (("domain_size", "A", 0.7, 3.0),),
     "mosaicity": (("mosaicity", "deg", 0.7, 3.0),),
-    "mosaic_tensor": tuple((f"mosaic_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
-    "size_tensor": tuple((f"size_{part}", "A" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+    "mosaic_tensor": tuple((f"mosaic_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in PARTS),
+    "size_tensor": tuple((f"size_{part}", "A" if part in DIAGONAL else "", 0.5, 1.0) for part in PARTS),
     "square": tuple((f"square_{axis}", "A", 0.5, 3.0) for axis in "abc"),
     "component": (
         ("second_share", "", 1.0, 3.0),
         *((f"second_{axis}", "deg", 0.005, 0.02) for axis in "xyz"),
-        *((f"second_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in _PARTS),
+        *((f"second_{part}", "deg" if part in DIAGONAL else "", 0.5, 1.0) for part in PARTS),
     ),
     "distance": (("distance", "mm", 2.0, 10.0),),
     "shift": (("shift_fast", "mm", 1.0, 5.0), ("shift_slow", "mm", 1.0, 5.0)),
