@@ -15,7 +15,7 @@ from dbex.refinement.prior import ModelError, estimate_model_error, intensity_pr
 from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes, whole_pixels
 from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities
@@ -36,6 +36,8 @@ CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 #: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
 #: relative error of F² by more than this in ln.
 SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 0.5, 0.2
+#: Photons that a neighbour must send to some pixel of a box to be part of its model.
+FAINT = 0.01
 #: So many boxes are enough to choose a model by.
 ENOUGH_BOXES = 800
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
@@ -140,10 +142,20 @@ def objective_for(
     still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: ModelError, x: Floats | None = None
 ) -> Objective:
     """The objective of some boxes, whose model is about x (0 where it is not given)."""
-    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
-    prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
     at = torch.zeros(len(map), dtype=torch.float64) if x is None else torch.as_tensor(x)
-    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data)).prepared(at)
+    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
+    whole = whole_pixels(map.models(at), hkl[boxes.node[:, 0]], boxes)
+    order = np.lexsort((boxes.counts, whole, (boxes.node >= 0).sum(1)))
+    boxes, whole = boxes.ordered(order), whole[order]
+    prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
+    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data), whole).prepared(at)
+
+
+def without_faint_tails(still: Still, objective: Objective, model_error: ModelError, x: Floats) -> Objective:
+    """The objective at x without neighbours that send a box no light worth naming."""
+    seen = (objective.boxes.node >= 0) & (objective.brightest(torch.as_tensor(x)) > FAINT)
+    seen[:, 0] = True
+    return objective_for(still, objective.map, objective.boxes.reached_by(seen), model_error, x)
 
 
 def strong_stage(
@@ -234,7 +246,8 @@ def predicted_objective(
         raise BadInput(
             f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
         )
-    return objective_for(still, map, boxes, model_error, x), chosen
+    objective = objective_for(still, map, boxes, model_error, x)
+    return without_faint_tails(still, objective, model_error, x), chosen
 
 
 def with_boxes(still: Still, everything: Predictions, k_max: float = K_BOXES) -> Bools:

@@ -6,6 +6,7 @@ tails that neighbours send into a box are part of its model.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from dbex.refinement.parameters import Models
 from dbex.still import Amplitudes, Bools, Floats, Ints, Still
 from nanobrag_torch.config import CrystalConfig
-from nanobrag_torch.fused import BoxPixels
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Centroids, centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
@@ -30,6 +30,10 @@ HALF_MIN, HALF_MAX = 5, 15
 MOST_TAILS = 30
 #: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
 TAIL_WIDTHS = 3.5
+#: A pixel that is taken whole has a Gaussian of its edges' variance for each pair of them: over the size of the spot to
+#: the fourth, in pixels, this part of the peak is wrong (the fourth cumulant of a box over 8). It may be so much of the
+#: noise. Mixtures of more components than a few have narrow ones.
+EDGE_ERROR, UNSEEN, FEW = 1 / 960, 0.1, 2
 #: No index is as large as this.
 HKL_MAX = 1 << 20
 #: A box needs this fraction of the pixels that are its own, at least so many, and all of its centre.
@@ -57,15 +61,18 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Shoeboxes:
-    """The pixels of n boxes of equal array size, and which reflections reach them.
+    """The pixels of n boxes, box after box, and which reflections reach each.
 
-    `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
-    are fewer. `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons,
-    photons²), `inside` (not padding) and `used` are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
+    Of each pixel (N,): the `box` that it is of, `slow` and `fast` counted from the panel's first, whether it is `used`,
+    `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons, photons²); `basis` (N, 3)
+    spans the planes. Of each box (n,): its `panel`, `bbox` (n, 4), and `node` (n, k), which indexes `reflections`, the
+    box's own first, -1 where there are fewer; `reflections` (m,) index the amplitudes.
     """
 
-    pixels: BoxPixels
-    inside: Tensor
+    panel: Tensor
+    box: Tensor
+    slow: Tensor
+    fast: Tensor
     used: Tensor
     data: Tensor
     others: Tensor
@@ -78,6 +85,38 @@ class Shoeboxes:
 
     def __len__(self) -> int:
         return len(self.node)
+
+    @cached_property
+    def counts(self) -> Ints:
+        """The number of pixels of each box (n,)."""
+        return np.bincount(self.box.numpy(), minlength=len(self))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sums over each box's pixels (n, ...) of values (N, ...)."""
+        return torch.zeros(len(self), *values.shape[1:], dtype=values.dtype).index_add_(0, self.box, values)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each box's values (n,), of those of all pixels (N,)."""
+        least = torch.full((len(self),), -torch.inf, dtype=values.dtype)
+        return least.scatter_reduce_(0, self.box, values, "amax")
+
+    def ordered(self, order: Ints) -> "Shoeboxes":
+        """The same boxes in another order (n,)."""
+        first = np.cumsum(self.counts) - self.counts
+        row, place = counted(self.counts[order])
+        pixel = torch.as_tensor(first[order][row] + place)
+        of_pixels = ("slow", "fast", "used", "data", "others", "sigma_squared", "basis")
+        moved = {name: getattr(self, name)[pixel] for name in of_pixels}
+        moved |= {name: getattr(self, name)[torch.as_tensor(order)] for name in ("panel", "node")}
+        return replace(self, box=torch.as_tensor(row), bbox=self.bbox[order], **moved)
+
+    def reached_by(self, seen: Tensor) -> "Shoeboxes":
+        """The same boxes with those of their nodes that are `seen` (n, k), the own ones among them."""
+        seen_first = torch.argsort((~seen).to(torch.int8), dim=1, stable=True)
+        node = torch.where(seen, self.node, -1).gather(1, seen_first)[:, : int(seen.sum(1).max())].numpy()
+        names, place = np.unique(np.where(node < 0, node[:, :1], node), return_inverse=True)
+        node = np.where(node < 0, -1, place.reshape(node.shape))
+        return replace(self, node=torch.as_tensor(node), reflections=self.reflections[names])
 
 
 def predict(
@@ -174,6 +213,21 @@ def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, 
     return torch.sqrt(size**2 + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
 
 
+def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
+    """In which boxes (n,), of reflections hkl (n, 3), pixels need not be split: the Gaussian that stands for a pixel's
+    edges is off by less than `UNSEEN` of the noise of the brightest pixel."""
+    if len(models.components) > FEW:
+        return np.zeros(len(boxes), dtype=bool)
+    hkl, error = hkl.double(), torch.zeros(len(boxes), dtype=torch.float64)
+    for part in models.components:
+        q = hkl @ reciprocal_basis(part.crystal, hkl).T
+        found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
+        size = spot_size_px(models, part.crystal, q, found.s1, boxes.panel)
+        error = torch.maximum(error, (EDGE_ERROR / size**4).sum(1))
+    photons = boxes.largest(boxes.data * boxes.used)
+    return (error * torch.sqrt(photons) < UNSEEN).numpy()
+
+
 def observed_predictions(still: Still, models: Models) -> Predictions:
     """The indexed spots as predictions whose centroids are those observed; spots that the amplitudes lack are left."""
     known, sought = keys(still.amplitudes.hkl), keys(still.observed.hkl)
@@ -221,7 +275,7 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     half = half_sizes(chosen, everything, margin_px)
     centre = np.floor(chosen.xy_px).astype(np.int64)
     corner, width = centre - half, 2 * half + 1
-    row, place = _counted(width.prod(1))
+    row, place = counted(width.prod(1))
     fast, slow = corner[row, 0] + place % width[row, 0], corner[row, 1] + place // width[row, 0]
     data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel[row], slow, fast)
     own = _nearest(chosen, everything, row, slow, fast)
@@ -241,20 +295,23 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     left_out[f"tails beyond those of the nearest {MOST_TAILS} neighbours"] = dropped
     alike = np.argsort((node >= 0).sum(1), kind="stable")
     keep, node = np.nonzero(keep)[0][alike], node[alike]
-    packing = Packing.of(row, own & on_panel, keep, len(chosen))
+    # the pixels of the boxes that are kept, in their order
+    rank = np.full(len(chosen), -1)
+    rank[keep] = np.arange(len(keep))
+    pixel = np.flatnonzero(own & on_panel & (rank[row] >= 0))
+    pixel = pixel[np.argsort(rank[row[pixel]], kind="stable")]
+    row, x, y = row[pixel], x[pixel], y[pixel]
     spans = (np.ones(len(row)), x / half[row, 0], y / half[row, 1])
     return Shoeboxes(
-        BoxPixels(
-            torch.as_tensor(chosen.panel[keep]),
-            packing.packed(slow, corner[keep, 1]),
-            packing.packed(fast, corner[keep, 0]),
-        ),
-        packing.packed(np.ones(len(row), bool)),
-        packing.packed(used),
-        packing.packed(data),
-        packing.packed(others),
-        packing.packed(sigma_squared),
-        torch.stack([packing.packed(span) for span in spans], -1),
+        torch.as_tensor(chosen.panel[keep]),
+        torch.as_tensor(rank[row]),
+        torch.as_tensor(slow[pixel]),
+        torch.as_tensor(fast[pixel]),
+        torch.as_tensor(used[pixel]),
+        torch.as_tensor(data[pixel]),
+        torch.as_tensor(others[pixel]),
+        torch.as_tensor(sigma_squared[pixel]),
+        torch.as_tensor(np.stack(spans, -1)),
         np.stack([corner[:, 0], corner[:, 0] + width[:, 0], corner[:, 1], corner[:, 1] + width[:, 1]], -1)[keep],
         reflections,
         torch.as_tensor(node),
@@ -262,38 +319,10 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     )
 
 
-def _counted(counts: Ints) -> tuple[Ints, Ints]:
+def counted(counts: Ints) -> tuple[Ints, Ints]:
     """Of as many things as `counts` (n,) has in each row, the row and the number within it."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Where the pixels that are `chosen` (k,) of all stand in arrays (n, p), each box's first: box and place (c,)."""
-
-    chosen: Bools
-    box: Ints
-    place: Ints
-    shape: tuple[int, int]
-
-    @staticmethod
-    def of(row: Ints, mine: Bools, keep: Ints, count: int) -> "Packing":
-        """Of pixels (k,) of `count` boxes, those that are `mine` and of a box to `keep`, in that order."""
-        rank = np.full(count, -1)
-        rank[keep] = np.arange(len(keep))
-        chosen = mine & (rank[row] >= 0)
-        counts = np.bincount(row[chosen], minlength=count)
-        of, place = _counted(counts)
-        return Packing(chosen, rank[of], place, (len(keep), max(int(counts.max(initial=0)), 1)))
-
-    def packed(self, values: Floats | Ints | Bools, beside: Ints | None = None) -> Tensor:
-        """Values (k,) as an array (n, p); where a box has no more pixels that of its row `beside` (n,), else 0."""
-        array = np.zeros(self.shape, values.dtype)
-        if beside is not None:
-            array[:] = beside[:, None]
-        array[self.box, self.place] = values[self.chosen]
-        return torch.as_tensor(array)
 
 
 def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Floats, Bools, Bools]:
