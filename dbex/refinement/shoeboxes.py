@@ -131,7 +131,7 @@ def predict(
     index = torch.nonzero((length > 0) & (length <= 1 / d_min)).flatten()
     seen = components_seen(models, hkl[index])
     near = torch.abs(seen.k) < k_max
-    index, seen = index[near], components_seen(models, hkl[index[near]])
+    index, seen = index[near], seen.select(near)
     panel = torch.full((len(index),), -1, dtype=torch.long)
     for i, (n_slow, n_fast) in enumerate(shapes):
         toward = dot(seen.s1, models.panels.normal[i]) * models.panels.distance[i] > 0
@@ -139,7 +139,7 @@ def predict(
         inside = toward & (here >= 0).all(-1) & (here[:, 0] < n_fast) & (here[:, 1] < n_slow) & (panel < 0)
         panel[inside] = i
     hit = panel >= 0
-    return placed(models, index[hit], hkl[index[hit]], panel[hit])
+    return placed(models, index[hit], hkl[index[hit]], panel[hit], seen.select(hit))
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,11 @@ class Seen:
     s1: Tensor
     share: Tensor
     each: list[Centroids]
+
+    def select(self, chosen: Tensor) -> "Seen":
+        """Some of them."""
+        each = [Centroids(found.epsilon[chosen], found.width[chosen], found.s1[chosen]) for found in self.each]
+        return Seen(self.k[chosen], self.s1[chosen], self.share[:, chosen], each)
 
 
 def components_seen(models: Models, hkl: Tensor) -> Seen:
@@ -178,9 +183,8 @@ def sum_of(share: Tensor, values: list[Tensor]) -> Tensor:
     return (share * torch.stack(values)).sum(0)
 
 
-def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor) -> Predictions:
-    """Predictions of reflections whose panels are known."""
-    seen = components_seen(models, hkl)
+def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor, seen: Seen) -> Predictions:
+    """Predictions of reflections whose panels are known, and where components show them."""
     positions = [intersection_px(models.panels, panel, found.s1) for found in seen.each]
     xy = sum_of(seen.share[..., None], positions)
     # the mean of the sizes, not of their squares: the far tails of a few percent need no room
@@ -240,6 +244,7 @@ def observed_predictions(still: Still, models: Models) -> Predictions:
         torch.as_tensor(index),
         torch.as_tensor(hkl, dtype=models.panels.origin.dtype),
         torch.as_tensor(still.observed.panel[rows]),
+        components_seen(models, torch.as_tensor(hkl, dtype=models.panels.origin.dtype)),
     )
     return replace(found, xy_px=still.observed.xy_px[rows])
 
@@ -250,35 +255,39 @@ def keys(hkl: Ints) -> Ints:
     return (h * 2 * HKL_MAX + k) * 2 * HKL_MAX + l
 
 
-def half_sizes(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Ints:
-    """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
-    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + margin_px, HALF_MIN, HALF_MAX)
-    half_way = np.full(len(predictions), HALF_MAX, dtype=np.int64)
+def to_next_px(predictions: Predictions, rivals: Predictions) -> Floats:
+    """The distance (n,) of each prediction to the nearest rival on its panel, itself aside; inf without one."""
+    found = np.full(len(predictions), np.inf)
     for i in np.unique(predictions.panel):
         rows, others = predictions.panel == i, rivals.panel == i
         if others.sum() > 1:
             # the nearest prediction is the box's own
             distance, _ = cKDTree(rivals.xy_px[others]).query(predictions.xy_px[rows], k=2)
-            half_way[rows] = np.clip(np.ceil(distance[:, 1] / 2), HALF_MIN, HALF_MAX)
+            found[rows] = distance[:, 1]
+    return found
+
+
+def half_sizes(predictions: Predictions, next_px: Floats, margin_px: int = MARGIN_PX) -> Ints:
+    """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
+    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + margin_px, HALF_MIN, HALF_MAX)
+    half_way = np.clip(np.ceil(next_px / 2), HALF_MIN, HALF_MAX).astype(np.int64)
     return np.minimum(wanted, half_way[:, None])
-
-
-def by_size(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Predictions:
-    """Small boxes first, so that boxes which are worked on together are alike."""
-    return predictions.select(np.argsort(half_sizes(predictions, rivals, margin_px).prod(1), kind="stable"))
 
 
 def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin_px: int = MARGIN_PX) -> Shoeboxes:
     """The boxes of the chosen predictions. `everything` are all predictions that compete for pixels, the chosen ones
     included; it may hold more, which then have no box of their own but whose tails are modelled."""
-    chosen = by_size(chosen, everything, margin_px)
-    half = half_sizes(chosen, everything, margin_px)
+    next_px = to_next_px(chosen, everything)
+    half = half_sizes(chosen, next_px, margin_px)
+    # small boxes first, so that boxes which are worked on together are alike
+    order = np.argsort(half.prod(1), kind="stable")
+    chosen, next_px, half = chosen.select(order), next_px[order], half[order]
     centre = np.floor(chosen.xy_px).astype(np.int64)
     corner, width = centre - half, 2 * half + 1
     row, place = counted(width.prod(1))
     fast, slow = corner[row, 0] + place % width[row, 0], corner[row, 1] + place // width[row, 0]
     data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel[row], slow, fast)
-    own = _nearest(chosen, everything, row, slow, fast)
+    own = _nearest(chosen, everything, next_px, row, slow, fast)
     used = own & trusted
     left_out = {
         "pixels nearer to another prediction": int((~own).sum()),
@@ -346,14 +355,16 @@ def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, 
     return data, others, sigma_squared, on_panel, trusted
 
 
-def _nearest(chosen: Predictions, everything: Predictions, row: Ints, slow: Ints, fast: Ints) -> Bools:
+def _nearest(chosen: Predictions, everything: Predictions, next_px: Floats, row: Ints, slow: Ints, fast: Ints) -> Bools:
     """Whether each pixel (k,), of the box `row`, is at least as near to its centroid as to any other."""
-    own = np.zeros(len(row), bool)
     points = np.stack([fast + 0.5, slow + 0.5], -1)
-    to_own = np.linalg.norm(points - chosen.xy_px[row], axis=-1)
-    panel = chosen.panel[row]
-    for i in np.unique(chosen.panel):
-        here = panel == i
+    away = points - chosen.xy_px[row]
+    to_own = np.sqrt((away**2).sum(1))
+    own = to_own <= next_px[row] / 2
+    unsure = np.flatnonzero(~own)
+    panel = chosen.panel[row[unsure]]
+    for i in np.unique(panel):
+        here = unsure[panel == i]
         distance, _ = cKDTree(everything.xy_px[everything.panel == i]).query(points[here])
         own[here] = to_own[here] <= distance + 1e-9
     return own
@@ -362,23 +373,26 @@ def _nearest(chosen: Predictions, everything: Predictions, row: Ints, slow: Ints
 def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints, int]:
     """The reflections that matter and, for each box, those that reach it: its own first, then the nearest neighbours
     whose spots are wide enough to cross the border half-way between; and how many more would."""
-    dropped = 0
-    lists: list[list[int]] = [[] for _ in range(len(chosen))]
     reach = 2 * TAIL_WIDTHS * everything.sigma_px.max(1, initial=0) + 2
+    boxes, rivals, apart = [], [], []
     for i in np.unique(chosen.panel):
-        rows, others = np.nonzero(chosen.panel == i)[0], np.nonzero(everything.panel == i)[0]
-        near = cKDTree(everything.xy_px[others]).query_ball_point(chosen.xy_px[rows], float(reach[others].max()))
-        for row, found in zip(rows, near, strict=True):
-            rivals = others[np.asarray(found, dtype=np.int64)]
-            apart = np.linalg.norm(everything.xy_px[rivals] - chosen.xy_px[row], axis=1)
-            reaching = apart < reach[rivals]
-            names = everything.index[rivals[reaching][np.argsort(apart[reaching], kind="stable")]]
-            mine = [int(name) for name in names if name != chosen.index[row]]
-            lists[row] = mine[:MOST_TAILS]
-            dropped += len(mine) - len(lists[row])
-    names = np.unique(np.concatenate([chosen.index, *(np.asarray(one, dtype=np.int64) for one in lists)]))
-    width = 1 + max((len(one) for one in lists), default=0)
-    node = np.full((len(chosen), width), -1, dtype=np.int64)
-    for row, one in enumerate(lists):
-        node[row, : 1 + len(one)] = np.searchsorted(names, [int(chosen.index[row]), *one])
+        rows, others = np.flatnonzero(chosen.panel == i), np.flatnonzero(everything.panel == i)
+        trees = cKDTree(chosen.xy_px[rows]), cKDTree(everything.xy_px[others])
+        pairs = trees[0].sparse_distance_matrix(trees[1], float(reach[others].max()), output_type="ndarray")
+        near = pairs[pairs["v"] < reach[others[pairs["j"]]]]
+        boxes.append(rows[near["i"]])
+        rivals.append(others[near["j"]])
+        apart.append(near["v"])
+    box, index = np.concatenate(boxes), everything.index[np.concatenate(rivals)]
+    order = np.lexsort((index, np.concatenate(apart), box))
+    box, index = box[order], index[order]
+    others_only = index != chosen.index[box]
+    box, index = box[others_only], index[others_only]
+    counts = np.bincount(box, minlength=len(chosen))
+    _, rank = counted(counts)
+    dropped = int((rank >= MOST_TAILS).sum())
+    box, index, rank = (values[rank < MOST_TAILS] for values in (box, index, rank))
+    names = np.unique(np.concatenate([chosen.index, index]))
+    node = np.full((len(chosen), 1 + int(rank.max(initial=-1)) + 1), -1, dtype=np.int64)
+    node[:, 0], node[box, 1 + rank] = np.searchsorted(names, chosen.index), np.searchsorted(names, index)
     return names, node, dropped
