@@ -47,6 +47,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Tensor], shapes: Mapping[Any, tuple[Shape, ...]]) -> None:
         self.function, self.shapes = function, shapes
+        self._loaded: dict[Any, Any] = {}
         self.__doc__ = function.__doc__
 
     @property
@@ -58,14 +59,16 @@ class Compiled:
         """The function's result: compiled for float64 on a CPU where nothing is differentiated."""
         if rule not in self.shapes or not self._can(tensors):
             return self.function(*tensors, rule=rule)
-        package = self.package(rule)
-        if not package.exists():
-            return self.function(*tensors, rule=rule)
-        (found,) = _loaded(package).boxed_run([tensor.contiguous() for tensor in tensors])
+        if rule not in self._loaded:
+            package = self.package(rule)
+            if not package.exists():
+                return self.function(*tensors, rule=rule)
+            self._loaded[rule] = _load(package)
+        (found,) = self._loaded[rule].boxed_run([tensor.contiguous() for tensor in tensors])
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
-        here = all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tensors)
+        here = all(t.dtype == torch.float64 and t.is_cpu for t in tensors)
         return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
     def package(self, rule: Any) -> Path:
@@ -131,8 +134,7 @@ def _processor_flags() -> str:
     return next((line for line in lines if line.startswith("flags")), platform.processor())
 
 
-@cache
-def _loaded(package: Path) -> Any:
+def _load(package: Path) -> Any:
     # What torch._inductor.aoti_load_package wraps, without its second of imports.
     return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
 

@@ -81,13 +81,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups of boxes with these nodes (n, k), the parts of the distinct nodes, and for each reflection the first
-    of its nodes."""
+    """All groups of boxes with these nodes (n, k), of which these have `whole` pixels, for a model of so many
+    `components`; the parts of the distinct nodes, and for each reflection the first of its nodes."""
 
     node: Tensor
+    whole: Bools | None
+    components: int
     groups: tuple[Group, ...]
     parts: Parts
     first: Tensor
+
+    def are_of(self, boxes: Shoeboxes, whole: Bools | None, components: int) -> bool:
+        """Whether these are the groups of boxes, of which these have whole pixels, for so many components."""
+        return self.node is boxes.node and self.whole is whole and self.components == components
 
 
 @dataclass(frozen=True)
@@ -113,19 +119,21 @@ def distinct_nodes(boxes: Shoeboxes, whole: Bools) -> Distinct:
     return Distinct(real.ravel()[first], kind[box] // 2, whole[box], place.reshape(node.shape))
 
 
-def grouped(boxes: Shoeboxes, distinct: Distinct, seen: Bools, rules: tuple[Quadrature, Quadrature]) -> Grouping:
+def grouped(
+    boxes: Shoeboxes, distinct: Distinct, seen: Bools, whole: Bools | None, rules: tuple[Quadrature, Quadrature]
+) -> Grouping:
     """The boxes in groups, for a model whose distinct nodes (m,) have these of its components (m, c), or more; `rules`
-    sample pixels that are split and those that are taken whole."""
+    sample pixels that are split and those that are taken `whole`, as in some boxes (n,)."""
     component, of = np.nonzero(seen.T)
     number = np.full(seen.shape, -1)
     number[of, component] = np.arange(len(of))
     reach = (boxes.node.numpy() >= 0).sum(1)
-    whole, components = distinct.whole[distinct.place[:, 0]], (number >= 0).sum(1)
+    taken, components = distinct.whole[distinct.place[:, 0]], (number >= 0).sum(1)
     has = np.arange(distinct.place.shape[1]) < reach[:, None]
     count, most = (components[distinct.place] * has).sum(1), boxes.counts
     ends = np.cumsum(most)
     groups = []
-    for first, last in _runs(reach * 2 + whole, most, count):
+    for first, last in _runs(reach * 2 + taken, most, count):
         part, p, n = slice(first, last), int(most[first:last].max()), last - first
         segment = slice(int(ends[first] - most[first]), int(ends[last - 1]))
         row, place = counted(most[part])
@@ -133,11 +141,12 @@ def grouped(boxes: Shoeboxes, distinct: Distinct, seen: Bools, rules: tuple[Quad
         where = BoxPixels(boxes.panel[part], *(_filled_up(a[segment], inner, n, p) for a in (boxes.slow, boxes.fast)))
         rows = number[distinct.place[part, : reach[first]]].reshape(n, -1)
         parts, owner = _filled(rows, int(reach[first]), int(count[part].max()))
-        groups.append(Group(part, segment, inner, int(reach[first]), where, rules[int(whole[first])], parts, owner))
+        groups.append(Group(part, segment, inner, int(reach[first]), where, rules[int(taken[first])], parts, owner))
     oversample = np.where(distinct.whole, rules[1].oversample, rules[0].oversample)
     columns = (of, distinct.reflection[of], distinct.panel[of], oversample[of], component)
     _, first_node = np.unique(distinct.reflection, return_index=True)
-    return Grouping(boxes.node, tuple(groups), Parts(*map(torch.as_tensor, columns)), torch.as_tensor(first_node))
+    parts_of = Parts(*map(torch.as_tensor, columns))
+    return Grouping(boxes.node, whole, seen.shape[1], tuple(groups), parts_of, torch.as_tensor(first_node))
 
 
 def _runs(kind: Ints, pixels: Ints, parts: Ints) -> Iterator[tuple[int, int]]:

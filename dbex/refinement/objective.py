@@ -130,6 +130,9 @@ class Objective:
 
     def prepared(self, x: Tensor | None = None) -> "Objective":
         """The same, its boxes in groups; of a mixture of many components with those that can be seen at x."""
+        count, grouping = self.map.component_count, self.grouping
+        if grouping is not None and count <= FEW and grouping.are_of(self.boxes, self.whole, count):
+            return self
         return replace(self, grouping=self._grouped(x))
 
     @property
@@ -147,7 +150,7 @@ class Objective:
             place = torch.as_tensor(distinct.reflection)
             bright = self.prior.mean[place] + self.prior.sd[place]
             seen = visible(self.map.models(x), self.hkl[place], torch.as_tensor(distinct.panel), bright).numpy()
-        return grouped(self.boxes, distinct, seen, (self.rule, replace(self.rule, oversample=1)))
+        return grouped(self.boxes, distinct, seen, self.whole, (self.rule, replace(self.rule, oversample=1)))
 
     def at(self, x: Tensor) -> At:
         """What follows from x."""
