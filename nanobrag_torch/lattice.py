@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nanobrag_torch.config import CrystalConfig
+from nanobrag_torch.config import CrystalConfig, override
 from nanobrag_torch.rotation import rotation_from_vector
 from nanobrag_torch.tensors import as_tensor
 from nanobrag_torch.units import RADIANS_PER_DEGREE
@@ -22,37 +22,52 @@ def reciprocal_matrix(cell: Tensor) -> Tensor:
 
     This is the frame of cctbx and dxtbx; `cell` (..., 6) holds lengths in Å and angles in degrees.
     """
-    a, b, c = cell[..., 0], cell[..., 1], cell[..., 2]
-    cos_al, cos_be, cos_ga = torch.cos(cell[..., 3:] * RADIANS_PER_DEGREE).unbind(-1)
-    sin_ga = torch.sin(cell[..., 5] * RADIANS_PER_DEGREE)
-    height = cell_volume(cell) / (a * b * sin_ga)
-    c_x, c_y = c * cos_be, c * (cos_al - cos_be * cos_ga) / sin_ga
-    zero = torch.zeros_like(a)
-    return torch.stack(
-        [
-            torch.stack([1 / a, zero, zero], -1),
-            torch.stack([-cos_ga / (a * sin_ga), 1 / (b * sin_ga), zero], -1),
-            torch.stack([(cos_ga * c_y / sin_ga - c_x) / (a * height), -c_y / (b * sin_ga * height), 1 / height], -1),
-        ],
-        -2,
-    )
+    return _reciprocal(cell[..., :3], cell[..., 3:])
+
+
+def _reciprocal(lengths: Tensor, angles: Tensor) -> Tensor:
+    """B (..., 3, 3) of the lengths (..., 3) and the angles (..., 3) of a cell."""
+    radians = angles * RADIANS_PER_DEGREE
+    cos_al, cos_be, cos_ga = torch.cos(radians).unbind(-1)
+    sin_ga = torch.sin(radians[..., 2])
+    # c/|c| is (cos β, y, z)
+    y = (cos_al - cos_be * cos_ga) / sin_ga
+    z = torch.sqrt(1 - cos_be**2 - y**2)
+    zero, one = torch.zeros_like(z), torch.ones_like(z)
+    rows = [one, zero, zero, -cos_ga / sin_ga, 1 / sin_ga, zero]
+    rows += [(cos_ga * y / sin_ga - cos_be) / z, -y / (sin_ga * z), 1 / z]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3)) / lengths[..., None, :]
 
 
 def cell_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """The six cell parameters (6,): Å and degrees."""
-    names = ("cell_a", "cell_b", "cell_c", "cell_alpha", "cell_beta", "cell_gamma")
-    return torch.stack([as_tensor(getattr(crystal, name), like) for name in names])
+    return torch.cat([_lengths(crystal, like), _angles(crystal, like)])
+
+
+def _lengths(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    return as_tensor((crystal.cell_a, crystal.cell_b, crystal.cell_c), like)
+
+
+def _angles(crystal: CrystalConfig, like: Tensor) -> Tensor:
+    return as_tensor((crystal.cell_alpha, crystal.cell_beta, crystal.cell_gamma), like)
 
 
 def orientation(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """R(misset) U (3, 3)."""
-    misset = as_tensor(crystal.misset_deg, like) * RADIANS_PER_DEGREE
-    return rotation_from_vector(misset) @ as_tensor(crystal.U, like)
+    U, misset = as_tensor(crystal.U, like), crystal.misset_deg
+    if isinstance(misset, tuple) and all(isinstance(angle, float) and angle == 0 for angle in misset):
+        return U
+    return rotation_from_vector(as_tensor(misset, like) * RADIANS_PER_DEGREE) @ U
+
+
+def without_misset(crystal: CrystalConfig, like: Tensor) -> CrystalConfig:
+    """The same crystal with its misset in U, so that what asks for its orientation does not rotate it anew."""
+    return override(crystal, {"U": orientation(crystal, like), "misset_deg": (0.0, 0.0, 0.0)})
 
 
 def reciprocal_basis(crystal: CrystalConfig, like: Tensor) -> Tensor:
     """A = R(misset) U B(cell) (3, 3), 1/Å: columns a*, b*, c* in the laboratory frame."""
-    return orientation(crystal, like) @ reciprocal_matrix(cell_tensor(crystal, like))
+    return orientation(crystal, like) @ _reciprocal(_lengths(crystal, like), _angles(crystal, like))
 
 
 def fractional_hkl(q: Tensor, A: Tensor) -> Tensor:

@@ -31,8 +31,13 @@ def cause_row(of: Causes) -> Tensor:
 def place_rows(panels: Panels) -> Tensor:
     """What nodes see of panels that can change, as rows of numbers (n panels, 11): fast, slow, normal, distance, point
     spread."""
-    numbers = torch.stack([panels.distance, panels.point_spread], 1)
-    return torch.cat([panels.fast, panels.slow, panels.normal, numbers], 1)
+    return place_numbers((panels.fast, panels.slow, panels.normal), (panels.distance, panels.point_spread))
+
+
+def place_numbers(vectors: tuple[Tensor, Tensor, Tensor], numbers: tuple[Tensor, Tensor]) -> Tensor:
+    """The same rows (n panels, 11, ...) from the three vectors (n panels, 3, ...) and the two numbers (n panels, ...),
+    or the derivatives of all."""
+    return torch.cat([*vectors, torch.stack(numbers, 1)], 1)
 
 
 def part_nodes(

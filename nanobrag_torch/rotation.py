@@ -1,5 +1,7 @@
 """Rotations of the laboratory: right-handed, 3 x 3 matrices that act on column vectors."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,20 @@ def cross_matrix(v: Tensor) -> Tensor:
     return rows.unflatten(-1, (3, 3))
 
 
+@cache
+def _generators(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What takes the numbers of v to those of [v]x (3, 9), and the identity (3, 3)."""
+    identity = torch.eye(3, dtype=dtype, device=device)
+    return cross_matrix(identity).flatten(1), identity
+
+
 def sinc(x_squared: Tensor) -> Tensor:
     """sin(x)/x as a function of x², smooth through 0."""
-    small = x_squared < 1e-8
-    x = torch.sqrt(torch.where(small, torch.ones_like(x_squared), x_squared))
-    return torch.where(small, 1 - x_squared / 6 + x_squared**2 / 120, torch.sin(x) / x)
+    # products with 0 and 1, not `where`: batched derivatives take that one by one
+    small = (x_squared < 1e-8).to(x_squared.dtype)
+    x = torch.sqrt(x_squared + small)
+    # the next term of the series, x⁴/120, is below rounding
+    return small - small / 6 * x_squared + (1 - small) * (torch.sin(x) / x)
 
 
 def versine_ratio(x_squared: Tensor) -> Tensor:
@@ -26,10 +37,22 @@ def versine_ratio(x_squared: Tensor) -> Tensor:
 
 def rotation_from_vector(vector_rad: Tensor) -> Tensor:
     """The rotation (..., 3, 3) about `vector_rad` (..., 3) by its length in radians (Rodrigues), smooth at zero."""
+    generators, identity = _generators(vector_rad.dtype, vector_rad.device)
     angle_squared = (vector_rad**2).sum(-1)[..., None, None]
-    k = cross_matrix(vector_rad)
-    identity = torch.eye(3, dtype=vector_rad.dtype, device=vector_rad.device)
+    k = (vector_rad @ generators).unflatten(-1, (3, 3))
     return identity + sinc(angle_squared) * k + versine_ratio(angle_squared) * (k @ k)
+
+
+def left_jacobian(vector_rad: Tensor) -> Tensor:
+    """J (..., 3, 3) with which a change d of `vector_rad` turns the laboratory by the small rotation J d, radians:
+    R(v + d) = R(J d) R(v) to first order, smooth at zero."""
+    generators, identity = _generators(vector_rad.dtype, vector_rad.device)
+    angle_squared = (vector_rad**2).sum(-1)[..., None, None]
+    k = (vector_rad @ generators).unflatten(-1, (3, 3))
+    small = (angle_squared < 1e-8).to(angle_squared.dtype)
+    ratio = (1 - sinc(angle_squared)) / (angle_squared + small)
+    of_squares = small * (1 - angle_squared / 20) / 6 + (1 - small) * ratio
+    return identity + versine_ratio(angle_squared) * k + of_squares * (k @ k)
 
 
 def vector_from_rotation(matrix: Tensor) -> Tensor:
@@ -42,7 +65,9 @@ def vector_from_rotation(matrix: Tensor) -> Tensor:
         ],
         dim=-1,
     )
-    sine = 0.5 * torch.linalg.vector_norm(axis, dim=-1)
+    squared = (axis**2).sum(-1)
+    none = (squared == 0).to(squared.dtype)  # a root that has a derivative where there is no rotation
+    sine = 0.5 * (1 - none) * torch.sqrt(squared + none)
     cosine = 0.5 * (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
     angle = torch.atan2(sine, cosine)
     return 0.5 * axis / sinc(angle**2)[..., None]

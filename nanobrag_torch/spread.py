@@ -74,6 +74,8 @@ def radial_covariance(crystal: CrystalConfig, beam: BeamConfig, q: Tensor) -> Te
 
 def divergence_covariance(beam: BeamConfig, like: Tensor) -> Tensor:
     """Broadening (3, 3) by a divergent beam, along n x s0 (h) and n (v)."""
+    if all(isinstance(width, float) and width == 0 for width in (beam.divergence_h_mrad, beam.divergence_v_mrad)):
+        return torch.zeros(3, 3, dtype=like.dtype, device=like.device)
     s0 = unit(as_tensor(beam.direction, like))
     horizontal = unit(torch.linalg.cross(as_tensor(beam.polarization_normal, like), s0))
     vertical = torch.linalg.cross(s0, horizontal)

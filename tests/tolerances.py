@@ -108,6 +108,8 @@ FLOAT32_DERIVATIVE_RELATIVE = 1e-4
 #: The closed-form Jacobian against autograd through the same functions: two orders of the same sums of some 5,000
 #: pixels in double precision.
 CLOSED_FORM_JACOBIAN_RELATIVE = 1e-9
+#: The same chain of a few hundred operations differentiated forward, by formulas and backward: rounding only.
+FORWARD_RELATIVE = 1e-12
 #: The refinement's model at zero step against the forward model: DB-AT-027's bound.
 ZERO_STEP_RELATIVE = 1e-10
 #: Nodes that are farther than eight widths from the Ewald sphere, or nearest to no pixel in or near a box, left out:

@@ -26,6 +26,7 @@ from dbex.refinement.uncertainty import curvature
 from dbex.refinement.verdict import judge
 from dbex.still import BoxTable, Floats, Iteration, ParameterEstimate, Refined, Still, Trial
 from nanobrag_torch.config import BeamConfig, CrystalConfig, Matrix
+from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import orientation
 
 
@@ -209,14 +210,10 @@ def estimates(
     )
 
 
-def reported_slopes(map: Parametrisation, x: Tensor, step: float = 1e-6) -> Floats:
+def reported_slopes(map: Parametrisation, x: Tensor) -> Floats:
     """Derivatives (n, n) of the reported values by the coordinates."""
-    columns = []
-    for i in range(len(map)):
-        nudged = [x + step * sign * torch.eye(len(map), dtype=x.dtype)[i] for sign in (1, -1)]
-        high, low = (np.array(list(map.values(at).values())) for at in nudged)
-        columns.append((high - low) / (2 * step))
-    return np.stack(columns, 1)
+    (slopes,) = jacobian(lambda x: (map.reported(x),), x)
+    return np.asarray(slopes.numpy())
 
 
 def starting_values(map: Parametrisation, still: Still) -> dict[str, float]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from dbex.still import Floats
 from nanobrag_torch.config import BeamConfig, DetectorConfig
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
-from nanobrag_torch.tensors import as_tensor, unit
+from nanobrag_torch.rotation import left_jacobian, rotation_from_vector, vector_from_rotation
+from nanobrag_torch.tensors import as_tensor, dot, unit
 
 #: The motions of the detector as a whole, in the order of a unit's six coordinates. A rotation about the normal is none
 #: of them: it is one of the crystals about the beam.
@@ -93,24 +93,53 @@ def centres_of(panels: Panels, detector: Sequence[DetectorConfig]) -> Floats:
     return np.asarray(centres.numpy())
 
 
-def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor) -> Panels:
-    """The panels turned about the pivots of their units, then shifted; both (u, 3) along the units' axes."""
-    turn = rotation_from_vector((rotation_rad[:, None] @ frame.axes)[:, 0])[frame.unit]
+def moved(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor | None) -> Panels:
+    """The panels turned about the pivots of their units, then shifted; both (u, 3) along the units' axes, None for no
+    rotation."""
     shift = (shift_mm[:, None] @ frame.axes)[:, 0][frame.unit]
+    if rotation_rad is None:
+        origin = panels.origin + shift
+        return replace(panels, origin=origin, distance=dot(origin, panels.normal))
+    turn = rotation_from_vector((rotation_rad[:, None] @ frame.axes)[:, 0])[frame.unit]
     pivot = frame.pivot[frame.unit]
+    vectors = torch.stack([panels.fast, panels.slow, panels.normal, panels.origin - pivot], -1)
+    fast, slow, normal, lever = (turn @ vectors).unbind(-1)
+    origin = lever + pivot + shift
+    return replace(panels, fast=fast, slow=slow, normal=normal, origin=origin, distance=dot(origin, normal))
 
-    def turned(vector: Tensor) -> Tensor:
-        return (turn @ vector[..., None])[..., 0]
 
-    normal, origin = turned(panels.normal), turned(panels.origin - pivot) + pivot + shift
-    return replace(
-        panels,
-        fast=turned(panels.fast),
-        slow=turned(panels.slow),
-        normal=normal,
-        origin=origin,
-        distance=(origin * normal).sum(-1),
-    )
+@dataclass(frozen=True)
+class PanelSlopes:
+    """Derivatives of n panels by k numbers: of vectors (n, 3, k), of the rest (n, k)."""
+
+    fast: Tensor
+    slow: Tensor
+    normal: Tensor
+    origin: Tensor
+    distance: Tensor
+    point_spread: Tensor
+
+    def by(self, map: Tensor) -> "PanelSlopes":
+        """The same by other numbers, of which these are products with `map` (n, k, m)."""
+        fast, slow, normal, origin = (v @ map for v in (self.fast, self.slow, self.normal, self.origin))
+        distance, point_spread = ((v[:, None] @ map)[:, 0] for v in (self.distance, self.point_spread))
+        return PanelSlopes(fast, slow, normal, origin, distance, point_spread)
+
+
+def motion_slopes(panels: Panels, frame: DetectorFrame, shift_mm: Tensor, rotation_rad: Tensor | None) -> PanelSlopes:
+    """Derivatives of `panels`, which have made these motions, by the six motions of the unit that each is part of."""
+    axes = frame.axes.transpose(1, 2)
+    about = axes if rotation_rad is None else left_jacobian((rotation_rad[:, None] @ frame.axes)[:, 0]) @ axes
+    shift = (shift_mm[:, None] @ frame.axes)[:, 0]
+    lever = panels.origin - (frame.pivot + shift)[frame.unit]
+    # fast, slow, normal, origin (n, 4, 3), each turned about three axes
+    vectors = torch.stack([panels.fast, panels.slow, panels.normal, lever], 1)
+    turned = torch.linalg.cross(about[frame.unit][:, None], vectors[..., None], dim=2)
+    shifted = torch.zeros_like(turned)
+    shifted[:, 3] = axes[frame.unit]
+    fast, slow, normal, origin = torch.cat([shifted, turned], 3).unbind(1)
+    distance = (origin * panels.normal[..., None] + normal * panels.origin[..., None]).sum(1)
+    return PanelSlopes(fast, slow, normal, origin, distance, torch.zeros_like(distance))
 
 
 def motions_between(frame: DetectorFrame, before: Panels, after: Panels) -> Floats:

@@ -38,7 +38,8 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_rows
+from nanobrag_torch.lattice import without_misset
+from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
 from nanobrag_torch.profile import Nodes, Quadrature, Quadratures, causes, centroids, whitening
 from nanobrag_torch.tensors import dot
 
@@ -358,14 +359,20 @@ class Objective:
         """Derivatives of all that follows from x."""
         moves = bool(self.map.geometric())
         changes = moves or "point_spread" in self.map.free_groups("detector")
+        panels = at.models.panels
 
         def numbers(x: Tensor) -> tuple[Tensor, ...]:
-            models = self.map.models(x)
-            of_nodes = (component_rows(models), *([place_rows(models.panels)] if changes else []))
-            of_rays = ray_numbers(models.panels, models.beam) if moves else ()
-            return (*wave_numbers(self.sphere(models), x), *of_nodes, *of_rays)
+            models = self.map.models(x, panels)
+            of_beam = ray_numbers(panels, models.beam)[-1:] if moves else ()
+            return (*wave_numbers(self.sphere(models), x), component_rows(models), *of_beam)
 
-        s0, length, of_components, *of_rays = jacobian(numbers, at.x)
+        s0, length, of_components, *of_beam = jacobian(numbers, at.x)
+        of_places, rays = None, None
+        if changes:
+            of = self.map.panel_slopes(at.x, panels)
+            of_places = place_numbers((of.fast, of.slow, of.normal), (of.distance, of.point_spread))
+        if moves:
+            rays = ray_columns(panels, (of.fast, of.slow, of.normal, of.origin, *of_beam))
         models, parts = at.models, at.parts
         columns = node_columns(
             at.components,
@@ -374,19 +381,18 @@ class Objective:
             self.hkl[parts.reflection],
             parts.panel,
             self.sampling,
-            (of_components, of_rays[0] if changes else None),
+            (of_components, of_places),
         )
-        return ByX(columns, ray_columns(models.panels, tuple(of_rays[1:])) if moves else None, (s0, length))
+        return ByX(columns, rays, (s0, length))
 
 
 def component_rows(models: Models) -> Tensor:
     """The causes of the nodes of each component (c, CAUSES)."""
-    return torch.stack(
-        [
-            cause_row(causes(part.crystal, models.beam, models.ln_scale + part.ln_weight, part.offset_h))
-            for part in models.components
-        ]
-    )
+    like, rows = models.ln_scale, []
+    for part in models.components:
+        crystal = without_misset(part.crystal, like)
+        rows.append(cause_row(causes(crystal, models.beam, like + part.ln_weight, part.offset_h)))
+    return torch.stack(rows)
 
 
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:

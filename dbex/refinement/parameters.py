@@ -4,20 +4,20 @@ Lengths of the cell and widths are refined as logarithms, angles in radians, len
 (docs/physics.md, section 5). At x = 0 the models are those that were read.
 """
 
-import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dbex.refinement.detector_motion import DetectorFrame, detector_frame, moved
+from dbex.refinement.detector_motion import DetectorFrame, PanelSlopes, detector_frame, motion_slopes, moved
+from dbex.refinement.square_blocks import OUTLINE, SQUARE, Component, Peak, square_components
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Vector, override
-from nanobrag_torch.lattice import cell_tensor, orientation, reciprocal_matrix
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, override
+from nanobrag_torch.lattice import orientation
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
 from nanobrag_torch.spread import GAUSS_VARIANCE
@@ -40,16 +40,6 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Component:
-    """A part of a crystal's nodes: a crystal with widths or an orientation of its own, ln of its share of the
-    intensity, and the offset in h (3,) of its Gaussian from the node."""
-
-    crystal: CrystalConfig
-    ln_weight: Tensor
-    offset_h: Vector = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
 class Models:
     """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3).
 
@@ -63,47 +53,6 @@ class Models:
     ln_scale: Tensor
     components: tuple[Component, ...]
     outline: tuple[Component, ...]
-
-
-@dataclass(frozen=True)
-class Peak:
-    """A Gaussian of a mixture that makes up a shape in t = N Δh: weight, and offset and rms width along each axis."""
-
-    weight: float
-    offset: tuple[float, ...]
-    width: tuple[float, ...]
-
-
-def product(peaks: Sequence[Peak], least: float) -> tuple[Peak, ...]:
-    """The same shape along a, b and c at once, heaviest first: what carries more than `least`."""
-    found = [
-        Peak(a.weight * b.weight * c.weight, a.offset + b.offset + c.offset, a.width + b.width + c.width)
-        for a, b, c in itertools.product(peaks, repeat=3)
-    ]
-    kept = sorted((peak for peak in found if peak.weight > least), key=lambda peak: -peak.weight)
-    total = sum(peak.weight for peak in kept)
-    return tuple(replace(peak, weight=peak.weight / total) for peak in kept)
-
-
-def mirrored(weight: float, offset: float, width: float) -> tuple[Peak, Peak]:
-    """A pair of Gaussians on both sides."""
-    return Peak(weight, (offset,), (width,)), Peak(weight, (-offset,), (width,))
-
-
-#: sinc²(t), the interference function of a block of N cells at t = N Δh: two Gaussians for the central lobe, which is
-#: flatter than one, a pair for each of four fringes, and one for what lies beyond; a least-squares fit out to |t| = 14
-#: with variances in proportion to the value, after smoothing by 0.15, which no still falls short of.
-SINC_SQUARED = (
-    *mirrored(0.4539, 0.2209, 0.2537),
-    *mirrored(0.0214, 1.4621, 0.1653),
-    *mirrored(0.0068, 2.4683, 0.1592),
-    *mirrored(0.0028, 3.4786, 0.1193),
-    *mirrored(0.0013, 4.4846, 0.0704),
-    Peak(0.0278, (0.0,), (6.622,)),
-)
-SQUARE = product(SINC_SQUARED, 5e-4)
-#: The same in three Gaussians about the node, with its mean tail but without fringes: where and how wide spots are.
-OUTLINE = product([Peak(w, (0.0,), (width,)) for w, width in ((0.849, 0.326), (0.111, 1.38), (0.040, 5.09))], 0.01)
 
 
 @dataclass(frozen=True)
@@ -127,44 +76,77 @@ class Parametrisation:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the free numbers, in the order of x."""
+        return tuple(p.name for p in self.parameters)
+
     def place(self, name: str) -> int:
         """Where a parameter stands in x; raises ValueError when it is not free."""
-        return [p.name for p in self.parameters].index(name)
+        return self.names.index(name)
 
     def free_groups(self, kind: str) -> tuple[str, ...]:
         """The groups of "crystal", "detector" or "beam" that are free, in order."""
-        names = [p.name for p in self.parameters]
         own = (
             ("cell", *_CRYSTAL_GROUPS)
             if kind == "crystal"
             else {"detector": _DETECTOR_GROUPS, "beam": _BEAM_GROUPS}[kind]
         )
-        return tuple(
-            group
-            for group in own
-            if (any(p.group == "cell" for p in self.parameters) if group == "cell" else _GROUPS[group][0][0] in names)
-        )
+        has_cell = any(p.group == "cell" for p in self.parameters)
+        return tuple(group for group in own if (has_cell if group == "cell" else _GROUPS[group][0][0] in self.names))
 
     def geometric(self) -> list[int]:
         """Places of the parameters that move rays, not only nodes."""
         return [i for i, p in enumerate(self.parameters) if p.group in ("detector", "beam") and p.name not in WIDTHS]
 
-    def models(self, x: Tensor) -> Models:
-        """The models at x, differentiable."""
-        at = {p.name: x[i] for i, p in enumerate(self.parameters)}
+    def models(self, x: Tensor, panels: Panels | None = None) -> Models:
+        """The models at x, differentiable; `panels` are those at x, where they are there already."""
+        at = dict(zip(self.names, x.unbind(), strict=True))
         zero = x.new_zeros(())
-
-        def vector(*names: str) -> Tensor:
-            return torch.stack([at.get(name, zero) for name in names])
-
-        motions = torch.stack([vector(*names) for names in self.frame.names])
-        panels = moved(self.panels, self.frame, motions[:, :3], motions[:, 3:])
-        if "point_spread" in at:
-            panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
-        crystal = override(self.crystal, self._crystal_values(at, vector("misset_x", "misset_y", "misset_z")))
+        panels = self._panels(x, at) if panels is None else panels
+        crystal = override(self.crystal, self._crystal_values(at))
         components = self._components(crystal, at, zero)
         outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
         return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), components, outline)
+
+    @cached_property
+    def _motions(self) -> Tensor | None:
+        """What takes x to the six motions of each unit of the detector (u, 6, n), None where nothing moves it."""
+        chosen = [[[float(name == motion) for name in self.names] for motion in own] for own in self.frame.names]
+        motions = torch.as_tensor(chosen, dtype=torch.float64)
+        return motions if bool(motions.any()) else None
+
+    @cached_property
+    def _tilts(self) -> bool:
+        return self._motions is not None and bool(self._motions[:, 3:].any())
+
+    def _motions_at(self, x: Tensor, motions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Shifts and rotations (u, 3) of the detector's units, None where nothing turns one."""
+        shift, rotation = (motions @ x).split(3, 1)
+        return shift, rotation if self._tilts else None
+
+    def _panels(self, x: Tensor, at: dict[str, Tensor]) -> Panels:
+        panels = self.panels
+        if self._motions is not None:
+            panels = moved(panels, self.frame, *self._motions_at(x, self._motions))
+        if "point_spread" in at:
+            panels = replace(panels, point_spread=panels.point_spread * torch.exp(at["point_spread"]))
+        return panels
+
+    def panel_slopes(self, x: Tensor, panels: Panels) -> PanelSlopes:
+        """Derivatives of the panels, which are those at x, by x."""
+        count, n = panels.distance.shape[0], len(self)
+        if self._motions is None:
+            zero = x.new_zeros(count, 3, n)
+            slopes = PanelSlopes(zero, zero, zero, zero, zero[:, 0], zero[:, 0])
+        else:
+            by_motions = motion_slopes(panels, self.frame, *self._motions_at(x, self._motions))
+            slopes = by_motions.by(self._motions[self.frame.unit])
+        if "point_spread" not in self.names:
+            return slopes
+        of_width = torch.zeros_like(slopes.distance)
+        of_width[:, self.place("point_spread")] = panels.point_spread
+        return replace(slopes, point_spread=of_width)
 
     def _edges(self, at: dict[str, Tensor]) -> Tensor:
         """Lengths (3,), Å, of square blocks along a, b and c."""
@@ -173,8 +155,7 @@ class Parametrisation:
     @property
     def component_count(self) -> int:
         """How many components the crystal has."""
-        names = [p.name for p in self.parameters]
-        return len(self.square_peaks) if "square_a" in names else 1 + ("second_share" in names)
+        return len(self.square_peaks) if "square_a" in self.names else 1 + ("second_share" in self.names)
 
     def _components(self, crystal: CrystalConfig, at: dict[str, Tensor], zero: Tensor) -> tuple[Component, ...]:
         if "square_a" in at:
@@ -197,10 +178,13 @@ class Parametrisation:
 
     def mean_crystal(self, x: Tensor) -> CrystalConfig:
         """The crystal as one: its orientation and mosaicity are the mean and the covariance over all components."""
-        crystal = self.models(x).crystal
+        return self._mean_crystal(x, self.models(x))
+
+    def _mean_crystal(self, x: Tensor, models: Models) -> CrystalConfig:
+        crystal = models.crystal
         if self.component_count != 2:
             return crystal
-        first, second = self.models(x).components
+        first, second = models.components
         share = torch.exp(second.ln_weight)
         turn = torch.stack([x[self.place(f"second_{axis}")] for axis in "xyz"])
         misset = as_tensor(crystal.misset_deg, x) * RADIANS_PER_DEGREE
@@ -213,19 +197,34 @@ class Parametrisation:
         )
         return override(crystal, {"misset_deg": mean / RADIANS_PER_DEGREE, "mosaic_covariance_deg2": total})
 
-    def _crystal_values(self, at: dict[str, Tensor], misset: Tensor) -> dict[str, object]:
-        values: dict[str, object] = {"misset_deg": misset / RADIANS_PER_DEGREE}
-        free = [name for name in CELL if name in at]
-        if free:
-            base = np.array([float(getattr(self.crystal, name)) for name in CELL])
-            change = [
-                base[CELL.index(name)] * torch.expm1(at[name])
-                if CELL.index(name) < 3
-                else at[name] / RADIANS_PER_DEGREE
-                for name in free
-            ]
-            cell = torch.as_tensor(base) + torch.as_tensor(self.cell_map) @ torch.stack(change)
-            values |= dict(zip(CELL, cell.unbind(), strict=True))
+    @cached_property
+    def _free_cell(self) -> tuple[list[str], list[str], Tensor, Tensor, Tensor]:
+        """Names of the cell's k free parameters, and of the r that follow them; of these the values (r,) and the map
+        (r, k) from changes of the free ones; and the values of those free ones that are lengths, which come first."""
+        free = [name for name in CELL if name in self.names]
+        rows = [i for i, name in enumerate(CELL) if self.cell_map[i].any()]
+        base = torch.as_tensor([float(getattr(self.crystal, name)) for name in CELL], dtype=torch.float64)
+        lengths = base[[CELL.index(name) for name in free if CELL.index(name) < 3]]
+        names = [CELL[i] for i in rows]
+        return free, names, base[rows], torch.as_tensor(self.cell_map[rows]), lengths
+
+    def _cell_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+        free, names, base, map, lengths = self._free_cell
+        moves = torch.stack([at[name] for name in free])
+        k = len(lengths)
+        change = torch.cat([lengths * torch.expm1(moves[:k]), moves[k:] / RADIANS_PER_DEGREE])
+        return dict(zip(names, (base + map @ change).unbind(), strict=True))
+
+    @cached_property
+    def _U(self) -> Tensor:
+        return torch.as_tensor(self.crystal.U, dtype=torch.float64)
+
+    def _crystal_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+        values: dict[str, object] = {"U": self._U}
+        if "misset_x" in at:
+            values["misset_deg"] = torch.stack([at[f"misset_{axis}"] for axis in "xyz"]) / RADIANS_PER_DEGREE
+        if any(name in at for name in CELL):
+            values |= self._cell_values(at)
         if "domain_size" in at and self.crystal.domain_size_A is not None:
             values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
         if "square_a" in at:
@@ -263,47 +262,57 @@ class Parametrisation:
 
     def value(self, name: str, x: Tensor) -> float:
         """A parameter in its reported unit at x: what a person would call its value."""
-        return self._value(name, x, self.models(x))
+        return float(self.reported(x)[self.place(name)])
 
     def values(self, x: Tensor) -> dict[str, float]:
         """All parameters in their reported units."""
-        models = self.models(x)
-        return {p.name: self._value(p.name, x, models) for p in self.parameters}
+        return dict(zip(self.names, self.reported(x).tolist(), strict=True))
 
-    def _value(self, name: str, x: Tensor, models: Models) -> float:
-        i = self.place(name)
+    def reported(self, x: Tensor) -> Tensor:
+        """All parameters (n,) in their reported units, differentiable."""
+        models = self.models(x)
+        misset = as_tensor(self._mean_crystal(x, models).misset_deg, x)
+        values = [self._reported(p, at, models, misset) for p, at in zip(self.parameters, x.unbind(), strict=True)]
+        return torch.stack([as_tensor(value, x) for value in values])
+
+    def _reported(self, parameter: Parameter, at: Tensor, models: Models, misset: Tensor) -> Number:
+        """A parameter whose coordinate is `at` () in its reported unit; `misset` (3,), degrees, is that of all
+        components."""
+        name = parameter.name
         if name in CELL:
-            return float(getattr(models.crystal, name))
-        plain = {
-            "mosaicity": models.crystal.mosaicity_deg,
-            "b_factor": models.crystal.b_factor_A2,
-            "wavelength": models.beam.wavelength_A,
-            "bandwidth": models.beam.bandwidth,
-            "divergence_h": models.beam.divergence_h_mrad,
-            "divergence_v": models.beam.divergence_v_mrad,
-            "cell_spread": models.crystal.strain,
-            "point_spread": (models.panels.point_spread / models.panels.pixel_size).mean(),
-            "scale": torch.exp(models.ln_scale),
-            "distance": models.panels.distance.mean(),
-        }
+            return getattr(models.crystal, name)
         if name == "domain_size":
-            return isotropic_widths(models.crystal)[0]
-        if name in plain:
-            return float(plain[name])
+            return isotropic_size(models.crystal)
+        if name in REPORTED:
+            return REPORTED[name](models)
         if name.split("_")[0] in TENSORS:
             return tensor_value(name, models.crystal)
         if name.startswith("misset"):
-            misset = as_tensor(self.mean_crystal(x).misset_deg, x)
-            return float(misset["xyz".index(name[-1])])
+            return misset["xyz".index(name[-1])]
         if name.startswith("square_"):
-            return self.square_size_A * float(torch.exp(x[i]))
+            return self.square_size_A * torch.exp(at)
         if name == "second_share":
-            return float(torch.exp(models.components[1].ln_weight))
+            return torch.exp(models.components[1].ln_weight)
         if name.startswith("second_") and len(name) == len("second_xx"):
             return tensor_value(name.replace("second", "mosaic"), models.components[1].crystal)
-        return float(x[i]) * (1 / RADIANS_PER_DEGREE if name.startswith("second") else UNITS[self.parameters[i].unit])
+        return at * (1 / RADIANS_PER_DEGREE if name.startswith("second") else UNITS[parameter.unit])
 
 
+#: What is reported of parameters that are a number of the models.
+REPORTED: dict[str, Callable[[Models], Number]] = {
+    "mosaicity": lambda models: models.crystal.mosaicity_deg,
+    "b_factor": lambda models: models.crystal.b_factor_A2,
+    "wavelength": lambda models: models.beam.wavelength_A,
+    "bandwidth": lambda models: models.beam.bandwidth,
+    "divergence_h": lambda models: models.beam.divergence_h_mrad,
+    "divergence_v": lambda models: models.beam.divergence_v_mrad,
+    "cell_spread": lambda models: models.crystal.strain,
+    "point_spread": lambda models: (models.panels.point_spread / models.panels.pixel_size).mean(),
+    "scale": lambda models: torch.exp(models.ln_scale),
+    "distance": lambda models: models.panels.distance.mean(),
+}
+
+_LIKE = torch.zeros((), dtype=torch.float64)
 DIAGONAL = ("xx", "yy", "zz")
 _PARTS = (*DIAGONAL, "xy", "xz", "yz")
 
@@ -314,27 +323,15 @@ TENSORS = {
 }
 
 
-def square_components(crystal: CrystalConfig, edges_A: Tensor, peaks: Sequence[Peak]) -> tuple[Component, ...]:
-    """A crystal of blocks with flat faces, of these lengths along a, b and c: a mixture of Gaussians in h."""
-    cell = cell_tensor(crystal, edges_A)
-    B, period = reciprocal_matrix(cell), cell[:3] / edges_A
-    result = []
-    for peak in peaks:
-        offset, width = (torch.as_tensor(n, dtype=edges_A.dtype) * period for n in (peak.offset, peak.width))
-        part = override(crystal, {"size_covariance": B @ torch.diag(width**2) @ B.T})
-        result.append(Component(part, torch.full_like(edges_A[0], math.log(peak.weight)), offset))
-    return tuple(result)
-
-
-def tensor_value(name: str, crystal: CrystalConfig) -> float:
+def tensor_value(name: str, crystal: CrystalConfig) -> Tensor:
     """A tensor's component as it is reported: along an axis of the crystal's Cartesian frame the rms rotation about it
     (degrees) or the size along it (Å), between two axes their correlation."""
     kind, part = name.split("_")
-    tensor = torch.as_tensor(getattr(crystal, TENSORS[kind][0]))
+    tensor = as_tensor(getattr(crystal, TENSORS[kind][0]), _LIKE)
     i, j = ("xyz".index(axis) for axis in part)
     if i != j:
-        return float(tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j]))
-    width = float(torch.sqrt(tensor[i, i]))
+        return tensor[i, j] / torch.sqrt(tensor[i, i] * tensor[j, j])
+    width = torch.sqrt(tensor[i, i])
     return width if kind == "mosaic" else GAUSS_VARIANCE**0.5 / width
 
 
@@ -345,17 +342,22 @@ def _mosaic_tensor(crystal: CrystalConfig, like: Tensor) -> Tensor:
     return as_tensor(crystal.mosaicity_deg, like) ** 2 * torch.eye(3, dtype=like.dtype)
 
 
+def isotropic_size(crystal: CrystalConfig) -> Number:
+    """Domain size (Å) whose isotropic width has the trace of the tensor, where there is a tensor."""
+    if crystal.size_covariance is not None:
+        return (3 * GAUSS_VARIANCE / as_tensor(crystal.size_covariance, _LIKE).trace()) ** 0.5
+    if crystal.domain_size_A is None:
+        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
+    return crystal.domain_size_A
+
+
 def isotropic_widths(crystal: CrystalConfig) -> tuple[float, float]:
     """Domain size (Å) and mosaicity (degrees) whose isotropic widths have the traces of the tensors, where there are
     tensors."""
-    size, mosaicity = crystal.domain_size_A, crystal.mosaicity_deg
-    if crystal.size_covariance is not None:
-        size = (3 * GAUSS_VARIANCE / float(torch.as_tensor(crystal.size_covariance).trace())) ** 0.5
+    mosaicity = crystal.mosaicity_deg
     if crystal.mosaic_covariance_deg2 is not None:
         mosaicity = (float(torch.as_tensor(crystal.mosaic_covariance_deg2).trace()) / 3) ** 0.5
-    if size is None:
-        raise ValueError("the crystal has neither a domain size nor a tensor of sizes")
-    return float(size), float(mosaicity)
+    return float(isotropic_size(crystal)), float(mosaicity)
 
 
 def log_cholesky(parts: Sequence[Tensor]) -> Tensor:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from dbex.refinement.demands import Promises, promises
-from dbex.refinement.parameters import OUTLINE, Parametrisation, isotropic_widths, parametrisation
+from dbex.refinement.parameters import Parametrisation, isotropic_widths, parametrisation
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
 from dbex.refinement.settings import Settings
+from dbex.refinement.square_blocks import OUTLINE
 from dbex.still import SAME_ON_ONE_STILL, Floats, Trial
 from nanobrag_torch.config import override
 from nanobrag_torch.lattice import reciprocal_basis

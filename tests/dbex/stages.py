@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from dbex.refinement.parameters import _GROUPS, SQUARE, parametrisation
+from dbex.refinement.parameters import _GROUPS, parametrisation
 from dbex.refinement.settings import BEAM, CRYSTAL, DETECTOR
+from dbex.refinement.square_blocks import SQUARE
 
 #: What moves in each stage: groups of the crystal, the detector and the beam.
 STAGES = {

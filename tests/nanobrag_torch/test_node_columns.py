@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.node_columns import CAUSES, cause_row, node_columns, part_nodes, place_rows
 from nanobrag_torch.node_slopes import six
 from nanobrag_torch.panel import stack_panels
@@ -13,6 +12,7 @@ from nanobrag_torch.profile import Quadrature, causes
 from tests import tolerances
 from tests.nanobrag_torch.bragg_scene import HKL, LIKE, bragg
 from tests.nanobrag_torch.scene import vector
+from tests.reverse import reverse_jacobian
 
 SENSOR = {"sensor_thickness_mm": 0.3, "sensor_mu_per_mm": 2.0, "pixel_size_mm": 0.1, "point_spread_mm": 0.02}
 BEAM = {"bandwidth": 1e-3, "divergence_h_mrad": 0.4, "divergence_v_mrad": 0.1}
@@ -66,7 +66,7 @@ def test_every_number_of_a_node_follows_all_that_it_is_made_of(rule, seed):
     n = len(shared)
     by_components, by_panels = changes.T[: 2 * CAUSES].view(2, CAUSES, n), changes.T[2 * CAUSES :].view(2, 11, n)
     found = node_columns(components, COMPONENT, panels, NODES, PANEL, rule, (by_components, by_panels))
-    expected = jacobian(numbers, torch.zeros(n, dtype=shared.dtype))
+    expected = reverse_jacobian(numbers, torch.zeros(n, dtype=shared.dtype))
     for mine, theirs in zip((found.q, found.covariance, found.ln_amplitude), expected, strict=True):
         size = theirs.abs().amax(tuple(range(theirs.ndim - 1)), keepdim=True)
         assert (size > 0).sum() > n / 5

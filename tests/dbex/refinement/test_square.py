@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dbex.refinement.parameters import OUTLINE, SINC_SQUARED, SQUARE, square_components
+from dbex.refinement.square_blocks import OUTLINE, SINC_SQUARED, SQUARE, square_components
 from nanobrag_torch.config import CrystalConfig
 from tests.tolerances import SINC_SQUARED_BESIDE, SINC_SQUARED_OF_PEAK
 
