@@ -68,8 +68,11 @@ class Compiled:
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
-        here = all(t.dtype == torch.float64 and t.is_cpu for t in tensors)
-        return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        differentiated = torch.is_grad_enabled()
+        for t in tensors:
+            if t.dtype != torch.float64 or not t.is_cpu or (differentiated and t.requires_grad):
+                return False
+        return not disabled()
 
     def package(self, rule: Any) -> Path:
         """The folder in which the package for a rule is kept, unpacked."""
