@@ -374,7 +374,7 @@ def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, 
     """The reflections that matter and, for each box, those that reach it: its own first, then the nearest neighbours
     whose spots are wide enough to cross the border half-way between; and how many more would."""
     reach = 2 * TAIL_WIDTHS * everything.sigma_px.max(1, initial=0) + 2
-    boxes, rivals, apart = [], [], []
+    boxes, rivals, apart = ([np.zeros(0, kind)] for kind in (np.int64, np.int64, np.float64))
     for i in np.unique(chosen.panel):
         rows, others = np.flatnonzero(chosen.panel == i), np.flatnonzero(everything.panel == i)
         trees = cKDTree(chosen.xy_px[rows]), cKDTree(everything.xy_px[others])
