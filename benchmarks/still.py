@@ -55,7 +55,7 @@ def with_parameters(objective, count):
 def normal_equations(counts=(15, 30, 60)):
     """Rows: parameters; ns a pixel of the value (profiles and linear optimum) and of the normal equations."""
     base = shipped_problem()
-    pixels = int(base.boxes.inside.sum())
+    pixels = len(base.boxes.box)
     rows = []
     for count in counts:
         objective = with_parameters(base, count)

@@ -15,7 +15,11 @@ MAPPED_BEYOND_BYTES, KEPT_BYTES = 1 << 30, 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that it has; gives whether the C library can be told so."""
+    """Let this process keep the memory that it has; gives whether the C library can be told so.
+
+    What lives now, modules above all, is not looked at any more when circles of references are sought.
+    """
+    gc.freeze()
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

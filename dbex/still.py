@@ -6,17 +6,23 @@ exclusive.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig
+from nanobrag_torch.lattice import reciprocal_matrix
 
 Floats = NDArray[np.float64]
 Image = NDArray[np.float32] | NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+#: Shells of resolution in which the mean F² is taken.
+SHELLS = 40
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,26 @@ class Amplitudes:
     dataset: str
     space_group: str
     unit_cell: tuple[float, ...]
+
+    @cached_property
+    def s_squared(self) -> Floats:
+        """1/d² (n,), 1/Å²."""
+        B = reciprocal_matrix(torch.tensor(self.unit_cell, dtype=torch.float64)).numpy()
+        return np.asarray(((self.hkl @ B.T) ** 2).sum(1))
+
+    @cached_property
+    def mean_square(self) -> Floats:
+        """The mean F² (n,) of each one's resolution: that of `SHELLS` shells, equal in 1/d², and between them by
+        interpolation of its logarithm."""
+        s2, F2 = self.s_squared, self.F**2
+        edges = np.linspace(0, s2.max() * (1 + 1e-9) or 1.0, SHELLS + 1)
+        shell = np.digitize(s2, edges) - 1
+        count, total = np.bincount(shell, minlength=SHELLS), np.bincount(shell, F2, SHELLS)
+        full = (count > 0) & (total > 0)
+        if not full.any():
+            return F2
+        centre = 0.5 * (edges[1:] + edges[:-1])
+        return np.exp(np.interp(s2, centre[full], np.log(total[full] / count[full])))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor
 TRACED_SIZES = {"b": 6, "k": 3, "p": 40}
 
 #: What the compiled functions are made of.
-SOURCES = ("compiling.py", "fused.py", "panel.py", "profile.py")
+SOURCES = ("compiling.py", "panel.py", "passes.py", "profile.py")
 
 log = logging.getLogger(__name__)
 Shape = tuple[int | str, ...]
@@ -41,12 +41,13 @@ class CompilationError(RuntimeError):
 class Compiled:
     """A function of tensors that runs compiled where that is possible and pays.
 
-    `shapes` are those of its arguments, a size that varies by its name; `choices` are the keyword arguments for which
-    it is compiled: with others, the plain function is called.
+    `shapes` are those of its arguments for each rule that it is compiled for, a size that varies by its name; for other
+    rules the plain function is called.
     """
 
-    def __init__(self, function: Callable[..., Tensor], shapes: tuple[Shape, ...], choices: dict[str, Any]) -> None:
-        self.function, self.shapes, self.choices = function, shapes, choices
+    def __init__(self, function: Callable[..., Tensor], shapes: Mapping[Any, tuple[Shape, ...]]) -> None:
+        self.function, self.shapes = function, shapes
+        self._loaded: dict[Any, Any] = {}
         self.__doc__ = function.__doc__
 
     @property
@@ -54,47 +55,57 @@ class Compiled:
         """The function's name."""
         return self.function.__name__
 
-    def __call__(self, *tensors: Tensor, **choices: Any) -> Tensor:
+    def __call__(self, *tensors: Tensor, rule: Any) -> Tensor:
         """The function's result: compiled for float64 on a CPU where nothing is differentiated."""
-        if choices != self.choices or not self._can(tensors):
-            return self.function(*tensors, **choices)
-        if not self.package.exists():
-            return self.function(*tensors, **choices)
-        (found,) = _loaded(self.package).boxed_run([tensor.contiguous() for tensor in tensors])
+        if rule not in self.shapes or not self._can(tensors):
+            return self.function(*tensors, rule=rule)
+        if rule not in self._loaded:
+            package = self.package(rule)
+            if not package.exists():
+                return self.function(*tensors, rule=rule)
+            self._loaded[rule] = _load(package)
+        (found,) = self._loaded[rule].boxed_run([tensor.contiguous() for tensor in tensors])
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
-        here = all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tensors)
-        return here and not disabled() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        differentiated = torch.is_grad_enabled()
+        for t in tensors:
+            if t.dtype != torch.float64 or not t.is_cpu or (differentiated and t.requires_grad):
+                return False
+        return not disabled()
 
-    @property
-    def package(self) -> Path:
-        """The folder in which the package is kept, unpacked."""
-        return folder() / self.name
+    def package(self, rule: Any) -> Path:
+        """The folder in which the package for a rule is kept, unpacked."""
+        return folder() / f"{self.name}_{list(self.shapes).index(rule)}"
 
-    def build(self) -> None:
-        """Compile and keep the package; raises CompilationError."""
-        log.warning("compiling %s for this machine, once; it takes minutes", self.name)
+    def missing(self) -> list[Any]:
+        """The rules that it is not yet compiled for on this machine."""
+        return [rule for rule in self.shapes if not self.package(rule).exists()]
+
+    def build(self, rule: Any) -> None:
+        """Compile for a rule and keep the package; raises CompilationError."""
+        package = self.package(rule)
+        log.warning("compiling %s for this machine, once; all of it takes minutes", package.name)
         tensors = tuple(
             torch.ones([size if isinstance(size, int) else TRACED_SIZES[size] for size in shape], dtype=torch.float64)
-            for shape in self.shapes
+            for shape in self.shapes[rule]
         )
         try:
-            self.package.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.package.parent) as beside:
-                packed = _package(self, tensors, Path(beside) / f"{self.name}.pt2")
-                shutil.unpack_archive(packed, Path(beside) / self.name, "zip")
-                if not self.package.exists():
-                    os.rename(Path(beside) / self.name, self.package)
+            package.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=package.parent) as beside:
+                packed = _package(self.function, self.shapes[rule], rule, tensors, Path(beside) / f"{self.name}.pt2")
+                shutil.unpack_archive(packed, Path(beside) / package.name, "zip")
+                if not package.exists():
+                    os.rename(Path(beside) / package.name, package)
         except Exception as error:  # whatever tracing, the compiler or the disk raise: the plain function is there
             raise CompilationError(" ".join(str(error).split())[:500]) from error
 
 
-def compiled(*shapes: Shape, **choices: Any) -> Callable[[Callable[..., Tensor]], Compiled]:
-    """Decorates a function of float64 tensors with these shapes, to be compiled for these keyword arguments."""
+def compiled(shapes: Mapping[Any, tuple[Shape, ...]]) -> Callable[[Callable[..., Tensor]], Compiled]:
+    """Decorates a function of float64 tensors with these shapes, to be compiled for these rules."""
 
     def decorate(function: Callable[..., Tensor]) -> Compiled:
-        return Compiled(function, shapes, choices)
+        return Compiled(function, shapes)
 
     return decorate
 
@@ -126,24 +137,23 @@ def _processor_flags() -> str:
     return next((line for line in lines if line.startswith("flags")), platform.processor())
 
 
-@cache
-def _loaded(package: Path) -> Any:
+def _load(package: Path) -> Any:
     # What torch._inductor.aoti_load_package wraps, without its second of imports.
     return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
 
 
-def _package(of: Compiled, tensors: tuple[Tensor, ...], file: Path) -> str:
+def _package(
+    function: Callable[..., Tensor], shapes: tuple[Shape, ...], rule: Any, tensors: tuple[Tensor, ...], file: Path
+) -> str:
     from torch._inductor import aoti_compile_and_package
     from torch.export import Dim, export
 
     class Module(torch.nn.Module):
         def forward(self, *arguments: Tensor) -> Tensor:
-            return of.function(*arguments, **of.choices)
+            return function(*arguments, rule=rule)
 
     sizes = {name: Dim(name) for name in TRACED_SIZES}
-    dynamic = tuple(
-        {axis: sizes[size] for axis, size in enumerate(shape) if isinstance(size, str)} for shape in of.shapes
-    )
+    dynamic = tuple({axis: sizes[size] for axis, size in enumerate(shape) if isinstance(size, str)} for shape in shapes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own internals
         program = export(Module(), tensors, dynamic_shapes=(dynamic,))
@@ -153,15 +163,16 @@ def _package(of: Compiled, tensors: tuple[Tensor, ...], file: Path) -> str:
 
 def missing() -> list[Compiled]:
     """What is not yet compiled for this machine."""
-    from nanobrag_torch import fused
+    from nanobrag_torch import passes
 
-    return [value for value in vars(fused).values() if isinstance(value, Compiled) and not value.package.exists()]
+    return [value for value in vars(passes).values() if isinstance(value, Compiled) and value.missing()]
 
 
 def build_all() -> None:
     """Compile what this machine lacks; raises CompilationError."""
     for function in missing():
-        function.build()
+        for rule in function.missing():
+            function.build(rule)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Shoeboxes in closed form: profiles, and the sums from which every derivative follows, in one pass over the pixels.
+"""Shoeboxes in closed form: profiles, and the sums from which every derivative follows, in passes over the pixels.
 
-The physics is that of profile.py, written out in components so that each line is one pass over the pixels of some
-boxes and a compiler makes one loop of all of them (compiling.py); tests compare values and every derivative. A sample
-of a pixel depends on its node through ten numbers (q_h, six of S, ln amplitude), on its panel through the panel's place
-as a rigid body, and on the beam. With Δ = q - q_h, g = S⁻¹ Δ, s1 the ray and I the intensity of a sample,
+A sample of a pixel depends on its node through ten numbers (q_h, six of S, ln amplitude), on its panel through the
+panel's place as a rigid body, and on the beam. With Δ = q - q_h, g = S⁻¹ Δ, s1 the ray and I the intensity of a sample,
 
     dI = I [ g.dq_h + ½ gᵀ dS g - ½ tr(S⁻¹ dS) + d ln amplitude                      (node)
              + c.t + (s1 x u).ω                                                      (panel: shift t, rotation ω)
@@ -15,19 +13,17 @@ number of parameters needs: the cost of a pixel does not depend on how many are 
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from nanobrag_torch.compiling import compiled
 from nanobrag_torch.config import BeamConfig
-from nanobrag_torch.node_slopes import SIX, TWICE, six
+from nanobrag_torch.node_slopes import TWICE, six
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Layer, Nodes, Quadrature, layer_depth, sensor_layers, whitening
+from nanobrag_torch.passes import PULL, beam_pass, moment_pass, panel_pass, profile_pass, pull_pass, ray_pass
+from nanobrag_torch.profile import Nodes, Quadrature, sensor_layers, whitening
 from nanobrag_torch.tensors import as_tensor, unit
 
-Vec = tuple[Tensor, Tensor, Tensor]
 #: Sums of a panel: along and about three axes.
 PANEL_SUMS = 6
 
@@ -39,10 +35,6 @@ class BoxPixels:
     panel: Tensor
     slow: Tensor
     fast: Tensor
-
-    def cut(self, part: slice, pixels: int) -> "BoxPixels":
-        """Some boxes, and of each the first pixels."""
-        return BoxPixels(self.panel[part], self.slow[part, :pixels], self.fast[part, :pixels])
 
     def __len__(self) -> int:
         return len(self.panel)
@@ -112,15 +104,7 @@ def node_rows(at: Nodes) -> Tensor:
 
 def box_profiles(nodes: Tensor, of: Scene) -> Tensor:
     """Intensity (boxes, k, pixels) of each box's nodes, rows of node_rows (layers, boxes, k, 10)."""
-    return profile_pass(*of.tensors, nodes, rule=of.rule)
-
-
-def ray_sums(nodes: Tensor, weights: Tensor, of: Scene, root: Tensor, beam: bool) -> Tensor:
-    """The sums of the panel (6), shift and rotation, and with `beam` of the beam (10): ln λ, s0 and the two axes of the
-    polarisation; of all nodes with `weights` (boxes, k), times `root`: (boxes, 6 or 16, pixels)."""
-    tensors = (*of.tensors, nodes, weights, root)
-    passes = (panel_pass, beam_pass)[: 2 if beam else 1]
-    return torch.cat([run(*tensors, rule=of.rule) for run in passes], 1)
+    return profile_pass(ray_pass(*of.tensors, rule=of.rule), nodes, rule=of.rule)
 
 
 @dataclass(frozen=True)
@@ -179,11 +163,19 @@ def ray_columns(panels: Panels, by_x: tuple[Tensor, ...]) -> RayColumns:
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Derivatives of boxes in two factors: `sums` (boxes, f, pixels) and `map` (boxes, f, n), with f the smaller of
-    what a pixel's model depends on and of the number of parameters."""
+    """Derivatives of boxes in two factors: `sums` (boxes, f, pixels) of what a pixel's model depends on and `map`
+    (boxes, f, n); None where f would exceed n, and the sums are the derivatives themselves."""
 
     sums: Tensor
-    map: Tensor
+    map: Tensor | None
+
+    def by_x(self, of_sums: Tensor) -> Tensor:
+        """From derivatives (boxes, f, m) by, or products with, the sums those with the derivatives (boxes, n, m)."""
+        return of_sums if self.map is None else self.map.transpose(1, 2) @ of_sums
+
+    def both(self, of_sums: Tensor) -> Tensor:
+        """From products (boxes, f, f) of the sums those of the derivatives (boxes, n, n)."""
+        return of_sums if self.map is None else self.map.transpose(1, 2) @ of_sums @ self.map
 
 
 def box_derivatives(
@@ -194,271 +186,20 @@ def box_derivatives(
     `nodes` are rows of node_rows (layers, boxes, k, 10), `maps` those of node_maps (layers, boxes, k, 10, n),
     `weights` (boxes, k) their intensities, `rays` the map of the rays (boxes, 6 or 16, n), None where they stay.
     """
-    sums = moment_pass(*of.tensors, nodes, root, rule=of.rule).flatten(1, 3)
+    of_pixels = ray_pass(*of.tensors, rule=of.rule)
+    moments = moment_pass(of_pixels, nodes, root, rule=of.rule)
+    sums = moments.flatten(1, 3)
     map = (maps * weights[..., None, None]).transpose(0, 1).flatten(1, 3)
     if rays is not None:
-        sums = torch.cat([sums, ray_sums(nodes, weights, of, root, rays.shape[1] > PANEL_SUMS)], 1)
+        if of.rule.samples == 1:
+            firsts = moments[:, 0, :, :PULL].flatten(2)
+            pulls = (weights[:, None] @ firsts).unflatten(2, (PULL, -1))
+        else:
+            pulls = pull_pass(of_pixels, nodes, weights, root, rule=of.rule)
+        passes = (panel_pass, beam_pass)[: 2 if rays.shape[1] > PANEL_SUMS else 1]
+        sums = torch.cat([sums, *(run(*of.tensors, pulls, rule=of.rule) for run in passes)], 1)
         map = torch.cat([map, rays], 1)
     n = map.shape[-1]
     if map.shape[1] <= n:
         return Derivatives(sums, map)
-    identity = torch.eye(n, dtype=map.dtype, device=map.device)
-    return Derivatives(map.transpose(1, 2) @ sums, identity.expand(len(map), n, n))
-
-
-def _dot(a: Vec, b: Vec) -> Tensor:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def _cross(a: Vec, b: Vec) -> Vec:
-    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-
-
-def _plus(a: Vec, scale: Tensor | float, b: Vec) -> Vec:
-    return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
-
-
-def _times(scale: Tensor, a: Vec) -> Vec:
-    return scale * a[0], scale * a[1], scale * a[2]
-
-
-def _summed(v: Vec) -> Vec:
-    """Over nodes."""
-    return v[0].sum(1, keepdim=True), v[1].sum(1, keepdim=True), v[2].sum(1, keepdim=True)
-
-
-def _vec(numbers: list[Tensor], first: int) -> Vec:
-    x, y, z = numbers[first : first + 3]
-    return x, y, z
-
-
-@dataclass(frozen=True)
-class Light:
-    """The beam in components: wavelength, s0, and the two axes of the polarisation with their weights."""
-
-    wavelength: Tensor
-    s0: Vec
-    axes: tuple[tuple[Vec, Tensor], ...]
-
-
-def light(beam: Tensor) -> Light:
-    """The beam of a row of numbers."""
-    numbers = list(beam.unbind())
-    return Light(numbers[0], _vec(numbers, 1), ((_vec(numbers, 4), numbers[7]), (_vec(numbers, 8), numbers[11])))
-
-
-@dataclass(frozen=True)
-class Depth:
-    """Absorption in a layer at a pixel's centre: mean depth (mm) and its derivative by the obliquity's cosine, the
-    fraction captured and the derivative of its logarithm, and the gradient of that cosine by the position."""
-
-    mean: Tensor
-    slope: Tensor
-    capture: Tensor
-    ln_capture_slope: Tensor
-    cosine_gradient: Vec
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sub-pixel in one layer of all pixels (boxes, 1, pixels): q, Ω P C over the number of sub-pixels, the ray s1,
-    1/R, P, the normal distance at which it is absorbed, the normal, and the absorption."""
-
-    layer: int
-    q: Vec
-    factor: Tensor
-    s1: Vec
-    per_range: Tensor
-    polarization: Tensor
-    distance: Tensor
-    normal: Vec
-    depth: Depth
-
-
-def samples(slow: Tensor, fast: Tensor, panel: Tensor, beam: Tensor, rule: Quadrature) -> list[Sample]:
-    """All samples of the pixels of some boxes, those of one layer together; arguments as in Scene."""
-    lamp, numbers = light(beam), list(panel[:, :, None, None].unbind(1))
-    slow, fast = slow[:, None], fast[:, None]
-    normal, corner = _vec(numbers, 6), _vec(numbers, 9)
-    size, distance = numbers[12], numbers[13]
-    edge_fast, edge_slow = _times(size, _vec(numbers, 0)), _times(size, _vec(numbers, 3))
-    first = _plus(_plus(corner, fast, edge_fast), slow, edge_slow)
-    centre = _plus(_plus(first, 0.5, edge_fast), 0.5, edge_slow)
-    offsets = [(i + 0.5) / rule.oversample for i in range(rule.oversample)]
-    result = []
-    for number, depth in enumerate(_absorbed(numbers, centre, normal)):
-        sunk = _plus(first, depth.mean, normal)
-        for up in offsets:
-            row = _plus(sunk, up, edge_slow)
-            for along in offsets:
-                place = _plus(row, along, edge_fast)
-                per_range = torch.rsqrt(_dot(place, place))
-                s1 = _times(per_range, place)
-                polarization = _polarization(s1, lamp)
-                reach = distance + depth.mean
-                solid_angle = (size**2 * reach) * (per_range * per_range * per_range)
-                factor = solid_angle * polarization * depth.capture / rule.oversample**2
-                q = _times(1 / lamp.wavelength, _plus(s1, -1.0, lamp.s0))
-                result.append(Sample(number, q, factor, s1, per_range, polarization, reach, normal, depth))
-    return result
-
-
-def _polarization(s1: Vec, lamp: Light) -> Tensor:
-    (e, w_e), (p, w_p) = lamp.axes
-    return 1 - w_e * _dot(s1, e) ** 2 - w_p * _dot(s1, p) ** 2
-
-
-def _absorbed(numbers: list[Tensor], centre: Vec, normal: Vec) -> list[Depth]:
-    """Each layer's absorption at the pixels' centres, with its slopes by the cosine of the obliquity.
-
-    Depths in a layer are a truncated exponential of rate μ/cosine, an exponential family: the derivative of the mean
-    by the rate is minus the variance, that of ln captured is cosine/μ minus the mean.
-    """
-    size, distance, mu, parallax = numbers[12:16]
-    layers = [Layer(near, far) for near, far in pairwise(numbers[16:])]
-    thickness = layers[-1].far
-    per_range = torch.rsqrt(_dot(centre, centre))
-    s1 = _times(per_range, centre)
-    cosine = _dot(s1, normal)
-    everywhere = torch.ones_like(parallax, dtype=torch.bool)
-    nothing = torch.zeros_like(size)
-    physical = Panels(nothing, nothing, nothing, distance, nothing, size, thickness, mu, nothing, everywhere)
-    absorbing, shifts = (thickness > 0) & (mu > 0), parallax > 0
-    zero = torch.zeros_like(cosine)
-    result = []
-    for layer in layers:
-        mean, variance, captured = layer_depth(physical, layer, ..., cosine)
-        by_cosine = mu / cosine**2  # of -μ/cosine
-        result.append(
-            Depth(
-                torch.where(shifts, mean, zero),
-                torch.where(absorbing & shifts, variance * by_cosine, zero),
-                torch.where(absorbing, captured, zero + 1.0 / len(layers)),
-                torch.where(absorbing, mean * by_cosine - 1 / cosine, zero),
-                _times(per_range, _plus(normal, -cosine, s1)),
-            )
-        )
-    return result
-
-
-def _whitened(W: list[Tensor], v: Vec) -> Vec:
-    """W v for lower triangular W, six numbers row by row."""
-    return W[0] * v[0], W[1] * v[0] + W[2] * v[1], W[3] * v[0] + W[4] * v[1] + W[5] * v[2]
-
-
-def _unwhitened(W: list[Tensor], y: Vec) -> Vec:
-    """Wᵀ y."""
-    return W[0] * y[0] + W[1] * y[1] + W[3] * y[2], W[2] * y[1] + W[4] * y[2], W[5] * y[2]
-
-
-def _at_node(sample: Sample, nodes: Tensor) -> tuple[Tensor, Vec]:
-    """Intensity (boxes, k, pixels) of a sample for each node, and g."""
-    numbers = list(nodes[sample.layer, ..., None].unbind(2))
-    y = _whitened(numbers[3:9], _plus(sample.q, -1.0, _vec(numbers, 0)))
-    return sample.factor * torch.exp(numbers[9] - 0.5 * _dot(y, y)), _unwhitened(numbers[3:9], y)
-
-
-def _ln_polarization_slope(sample: Sample, axis: Vec, share: Tensor) -> Tensor:
-    """The derivative of ln P by s1 along an axis of the polarisation; by the axis it is the same along s1."""
-    return -2 * share * _dot(sample.s1, axis) / sample.polarization
-
-
-#: Sizes in the passes' arguments, by which they are compiled: boxes, pixels, nodes of a box.
-_SCENE = (("b", "p"), ("b", "p"), ("b", 18), (12,))
-_NODES, _WEIGHTS = (1, "b", "k", 10), ("b", "k")
-
-
-@compiled(*_SCENE, _NODES, rule=Quadrature())
-def profile_pass(slow: Tensor, fast: Tensor, panel: Tensor, beam: Tensor, nodes: Tensor, *, rule: Quadrature) -> Tensor:
-    """Intensities (boxes, k, pixels)."""
-    found = samples(slow, fast, panel, beam, rule)
-    total = _at_node(found[0], nodes)[0]
-    for sample in found[1:]:
-        total = total + _at_node(sample, nodes)[0]
-    return total
-
-
-@compiled(*_SCENE, _NODES, ("b", "p"), rule=Quadrature())
-def moment_pass(
-    slow: Tensor,
-    fast: Tensor,
-    panel: Tensor,
-    beam: Tensor,
-    nodes: Tensor,
-    root: Tensor,
-    *,
-    rule: Quadrature,
-) -> Tensor:
-    """Sums of I, I g and I g gᵀ, times root: (boxes, layers, k, 10, pixels)."""
-    found = samples(slow, fast, panel, beam, rule)
-    layers = []
-    for number in range(rule.layers):
-        sums: list[Tensor] = []
-        for sample in found:
-            if sample.layer == number:
-                intensity, g = _at_node(sample, nodes)
-                first = _times(intensity, g)
-                terms = [intensity, *first, *(first[i] * g[j] for i, j in SIX)]
-                sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
-        layers.append(torch.stack([root[:, None] * total for total in sums], 2))
-    return torch.stack(layers, 1)
-
-
-@compiled(*_SCENE, _NODES, _WEIGHTS, ("b", "p"), rule=Quadrature())
-def panel_pass(
-    slow: Tensor,
-    fast: Tensor,
-    panel: Tensor,
-    beam: Tensor,
-    nodes: Tensor,
-    weights: Tensor,
-    root: Tensor,
-    *,
-    rule: Quadrature,
-) -> Tensor:
-    """The panel's sums (boxes, 6, pixels) over the nodes of each box, times weights and root."""
-    lamp = light(beam)
-    total: list[Tensor] = []
-    for sample in samples(slow, fast, panel, beam, rule):
-        profile, g = _at_node(sample, nodes)
-        each = weights[..., None] * profile
-        intensity = each.sum(1, keepdim=True)
-        pull = _summed(_times(each, g))
-        s1, per_range, depth = sample.s1, sample.per_range, sample.depth
-        u = _times(-1 / lamp.wavelength, pull)
-        for axis, share in lamp.axes:
-            u = _plus(u, intensity * _ln_polarization_slope(sample, axis, share), axis)
-        by_place = _plus(_times(per_range, _plus(u, -_dot(u, s1), s1)), -3 * per_range * intensity, s1)
-        along = intensity / sample.distance
-        by_cosine = intensity * depth.ln_capture_slope + depth.slope * (_dot(by_place, sample.normal) + along)
-        force = _plus(_plus(by_place, along, sample.normal), by_cosine, depth.cosine_gradient)
-        terms = [*force, *_cross(s1, u)]
-        total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
-    return torch.cat([root[:, None] * term for term in total], 1)
-
-
-@compiled(*_SCENE, _NODES, _WEIGHTS, ("b", "p"), rule=Quadrature())
-def beam_pass(
-    slow: Tensor,
-    fast: Tensor,
-    panel: Tensor,
-    beam: Tensor,
-    nodes: Tensor,
-    weights: Tensor,
-    root: Tensor,
-    *,
-    rule: Quadrature,
-) -> Tensor:
-    """The beam's sums (boxes, 10, pixels) over the nodes of each box, times weights and root."""
-    lamp = light(beam)
-    total: list[Tensor] = []
-    for sample in samples(slow, fast, panel, beam, rule):
-        profile, g = _at_node(sample, nodes)
-        each = weights[..., None] * profile
-        intensity = each.sum(1, keepdim=True)
-        pull = _summed(_times(each, g))
-        terms = [_dot(pull, sample.q), *_times(1 / lamp.wavelength, pull)]
-        for axis, share in lamp.axes:
-            terms += _times(intensity * _ln_polarization_slope(sample, axis, share), sample.s1)
-        total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
-    return torch.cat([root[:, None] * term for term in total], 1)
+    return Derivatives(map.transpose(1, 2) @ sums, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nanobrag_torch.fused import NodeColumns
 from nanobrag_torch.node_slopes import SIX, node_slopes
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Causes, Nodes, Quadrature, nodes_from
+from nanobrag_torch.profile import Causes, Nodes, Quadrature, Quadratures, nodes_from
 from nanobrag_torch.spread import Spread
 
 #: Where the six numbers of a symmetric matrix stand in its nine.
@@ -41,7 +41,7 @@ def place_numbers(vectors: tuple[Tensor, Tensor, Tensor], numbers: tuple[Tensor,
 
 
 def part_nodes(
-    components: Tensor, component: Tensor, panels: Panels, hkl: Tensor, panel: Tensor, rule: Quadrature
+    components: Tensor, component: Tensor, panels: Panels, hkl: Tensor, panel: Tensor, rule: Quadrature | Quadratures
 ) -> Nodes:
     """The nodes hkl (m, 3) on panels (m,), each of the component (m,) whose causes are that row of `components`."""
     return nodes_from(_causes(components[component]), panels, hkl, panel, rule)
@@ -53,7 +53,7 @@ def node_columns(
     panels: Panels,
     hkl: Tensor,
     panel: Tensor,
-    rule: Quadrature,
+    rule: Quadrature | Quadratures,
     by_x: tuple[Tensor, Tensor | None],
 ) -> NodeColumns:
     """Derivatives of these nodes, whose components (m,) stand in order.

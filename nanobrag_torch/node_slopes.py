@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Causes, Layer, Quadrature, layer_depth, pixel_variance, sensor_layers
+from nanobrag_torch.profile import Causes, Layer, Quadrature, Quadratures, layer_depth, pixel_variance, sensor_layers
 from nanobrag_torch.rotation import cross_matrix
 from nanobrag_torch.tensors import as_tensor, dot
 
@@ -40,7 +40,7 @@ def six(matrix: Tensor) -> Tensor:
     return matrix[..., ROWS, COLUMNS]
 
 
-def node_slopes(of: Causes, panels: Panels, q: Tensor, rule: Quadrature) -> NodeSlopes:
+def node_slopes(of: Causes, panels: Panels, q: Tensor, rule: Quadrature | Quadratures) -> NodeSlopes:
     """The slopes of nodes at q (m, 3), whose causes and panels are arranged as they are."""
     foot = _foot(of, panels, q)
     edge = pixel_variance(panels, ..., rule)

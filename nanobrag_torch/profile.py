@@ -47,6 +47,15 @@ class Quadrature:
 
 
 @dataclass(frozen=True)
+class Quadratures:
+    """How the pixels are sampled on which nodes (m,) are recorded: sub-pixels along each edge (m,), layers of the
+    sensor."""
+
+    oversample: Tensor
+    layers: int = 1
+
+
+@dataclass(frozen=True)
 class Rays:
     """The way of light to samples of pixels: position (n, 3), mm, where it is absorbed; unit direction s1 (n, 3);
     scattering vector q (n, 3), 1/Å; and (n,) solid angle, fraction that the sensor absorbs and polarisation factor."""
@@ -261,7 +270,9 @@ def nodes(
     return found if scan is None else replace(found, path=scan_path(scan, found.q))
 
 
-def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | EllipsisType, quadrature: Quadrature) -> Nodes:
+def nodes_from(
+    of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | EllipsisType, quadrature: Quadrature | Quadratures
+) -> Nodes:
     """The same from their causes; `panel` is `...` where the panels' numbers are arranged as the nodes are."""
     q = (of.A * (hkl + of.offset)[..., None, :]).sum(-1)
     s1 = unit(q + of.s0 / of.wavelength[..., None])
@@ -288,7 +299,7 @@ def nodes_from(of: Causes, panels: Panels, hkl: Tensor, panel: Tensor | Ellipsis
     return Nodes(q, covariance, of.ln_scale - of.b_factor * (q**2).sum(-1) / 2)
 
 
-def pixel_variance(panels: Panels, panel: Tensor | EllipsisType, quadrature: Quadrature) -> Tensor:
+def pixel_variance(panels: Panels, panel: Tensor | EllipsisType, quadrature: Quadrature | Quadratures) -> Tensor:
     """Variance (n,), mm², along each edge of a pixel that its sub-pixels leave, and of the point spread."""
     return panels.pixel_size[panel] ** 2 / (12 * quadrature.oversample**2) + panels.point_spread[panel] ** 2
 

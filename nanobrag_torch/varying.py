@@ -244,6 +244,11 @@ def _where(condition: Tensor, a: Any, b: Any) -> Varying:
     return Varying(result, torch.where(condition[..., None], slopes_of(a, n), slopes_of(b, n)))
 
 
+def _clamp_min(a: Varying, least: float) -> Varying:
+    value = plain(a)
+    return Varying(value.clamp_min(least), a.slopes * (value >= least)[..., None])
+
+
 def _atan2(a: Any, b: Any) -> Varying:
     u, v = plain(a), plain(b)
     n = _count((a, b))
@@ -390,6 +395,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "linalg_cross": _cross,
     "linalg_vector_norm": _norm,
     "where": _where,
+    "clamp_min": _clamp_min,
     "atan2": _atan2,
     "stack": _stack,
     "cat": _cat,

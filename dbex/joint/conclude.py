@@ -11,6 +11,7 @@ from dbex.refinement.conclude import (
     esd_inflation,
     estimates,
     fit_figures,
+    mean_weights,
     plain,
     reduced_chi2,
     reported_slopes,
@@ -39,12 +40,11 @@ def conclude(still: Still, settings: Settings, final: Round) -> Refined:
     map, x = final.objective.map, torch.as_tensor(final.solution.x)
     bend = curvature(final.solution.matrix, map)
     solved = solved_round(final)
-    used, weight = final.objective.boxes.used, solved.objective.weight
     reduced = reduced_chi2(final, solved)
     inflation = esd_inflation(reduced)
     empirical = jackknife_covariance(as_minimised(final), final.solution.matrix, np.zeros(len(map)), range(len(map)))
     known = replace(solved, covariance=quoted_covariance(bend.covariance, empirical, inflation))
-    table = measured(box_table(known, still, (weight * used).sum(1) / used.sum(1)))
+    table = measured(box_table(known, still, mean_weights(solved)))
     pixels = pixel_table(solved)
     figures = fit_figures(still, settings, final, solved, table, reduced)
     crystal, beam = plain(map, x)

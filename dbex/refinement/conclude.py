@@ -45,8 +45,7 @@ def conclude(
     solved = solved_round(final)
     minimised = as_minimised(final)
     boxes = final.objective.boxes
-    pixel_weight = solved.objective.weight
-    weight = (pixel_weight * boxes.used).sum(1) / boxes.used.sum(1)
+    weight = mean_weights(solved)
     reduced = reduced_chi2(final, solved)
     inflation = esd_inflation(reduced)
     empirical = jackknife_covariance(minimised, final.solution.matrix, np.zeros(len(map)), range(len(map)))
@@ -94,10 +93,16 @@ def conclude(
 
 def reduced_chi2(final: Round, solved: Solved) -> float:
     """χ² of a solved round over its degrees of freedom."""
-    pixel_weight, used = solved.objective.weight, final.objective.boxes.used
-    freedom = float(used.sum()) - 3 * len(used) - len(final.objective.map) - _effective_intensities(solved)
+    pixel_weight, boxes = solved.objective.weight, final.objective.boxes
+    freedom = float(boxes.used.sum()) - 3 * len(boxes) - len(final.objective.map) - _effective_intensities(solved)
     # pixels that were down-weighted in the fit do not speak for the noise of the others either
-    return float((pixel_weight**2 * squared_residuals(solved) * used).sum()) / max(freedom, 1.0)
+    return float((pixel_weight**2 * squared_residuals(solved) * boxes.used).sum()) / max(freedom, 1.0)
+
+
+def mean_weights(solved: Solved) -> Tensor:
+    """The mean robust weight of the used pixels of each box (n,)."""
+    boxes = solved.objective.boxes
+    return boxes.sums(solved.objective.weight * boxes.used) / boxes.sums(boxes.used.double())
 
 
 def esd_inflation(reduced: float) -> float:

@@ -40,13 +40,12 @@ def without_pixels(still: Still, panel: Ints, slow: Ints, fast: Ints) -> Still:
 def hot_pixels(found: Round) -> tuple[Ints, Ints, Ints]:
     """Panel, slow and fast (n,) of the hot pixels of a solved round."""
     boxes, local = found.objective.boxes, found.state.local
-    used, bragg = boxes.used.numpy(), local.bragg.numpy()
-    variance = found.objective.variance(local).numpy()
-    residual = (boxes.data - local.background - local.bragg).numpy()
-    box, place = np.nonzero(used)
-    panel = boxes.pixels.panel.numpy()[box]
-    slow, fast = boxes.pixels.slow.numpy()[box, place], boxes.pixels.fast.numpy()[box, place]
-    residual, sigma, bragg = residual[box, place], np.sqrt(variance[box, place]), bragg[box, place]
+    used = boxes.used.numpy()
+    variance = found.objective.variance(local)
+    panel = boxes.panel[boxes.box].numpy()[used]
+    slow, fast = boxes.slow.numpy()[used], boxes.fast.numpy()[used]
+    residual = (boxes.data - local.background - local.bragg).numpy()[used]
+    sigma, bragg = np.sqrt(variance.numpy()[used]), local.bragg.numpy()[used]
     bright = np.flatnonzero((residual > HUBER_Z * sigma) & (residual > BEYOND_SPOT * bragg))
     names, order = _sorted_names(panel, slow, fast)
     quiet = np.zeros(len(bright), dtype=np.int64)

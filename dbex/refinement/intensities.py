@@ -27,7 +27,7 @@ DENSE, COLUMNS = 200, 256
 
 
 def solved_without_prior(objective: Objective, variance: Tensor, local: Local) -> tuple[Floats, Floats]:
-    """The intensity of each box's own reflection (n,) and its variance, for variances (n, p) of pixels; NaN where no
+    """The intensity of each box's own reflection (n,) and its variance, for variances (N,) of pixels; NaN where no
     pixel determines it. Planes are eliminated."""
     node, m = objective.boxes.node, len(objective.prior.mean)
     matrix, right = _without_planes(objective, variance, local)
@@ -52,7 +52,7 @@ def _without_planes(objective: Objective, variance: Tensor, local: Local) -> tup
     node, w, m = objective.boxes.node, objective.weights(variance), len(objective.prior.mean)
     rows, cols, entries, right = [], [], [], np.zeros(m)
     for group, X in zip(objective.groups.groups, local.columns, strict=True):
-        gram = (X * w[group.part, None, : group.pixels]) @ X.transpose(1, 2)
+        gram = (X * group.spread(w)[:, None]) @ X.transpose(1, 2)
         left = torch.linalg.solve(gram[:, :DATA, :DATA], gram[:, :DATA, DATA:])
         reduced = gram[:, FIRST_NODE:, DATA:] - gram[:, FIRST_NODE:, :DATA] @ left
         here = node[group.part, : group.reach]

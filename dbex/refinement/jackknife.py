@@ -64,19 +64,18 @@ def box_contributions(solved: Solved) -> tuple[Floats, Floats]:
     prior = objective.prior.sd[boxes.node[:, 0]] ** -2.0
     gradients, matrices = [], []
     by_group = objective.derivatives(solved.x, objective.at_nodes(local.intensity), root)
-    for (group, found), columns in zip(by_group, local.columns, strict=True):
-        part, p = group.part, group.pixels
-        linear = columns[:, LINEAR].clone()
-        linear[:, -1] = boxes.data[part, :p] - local.background[part, :p] - local.bragg[part, :p]
-        linear *= root[part, None, :p]
+    residual = boxes.data - local.background - local.bragg
+    for (group, found, here), columns in zip(by_group, local.columns, strict=True):
+        part = group.part
+        linear = columns[:, LINEAR] * here[:, None]
+        linear[:, -1] = group.spread(residual) * here
         block = linear[:, :-1] @ linear[:, :-1].transpose(1, 2)
         block[:, -1, -1] += prior[part]
         sums_linear = found.sums @ linear.transpose(1, 2)
         cross = sums_linear[..., :-1]
         reduced = found.sums @ found.sums.transpose(1, 2) - cross @ _solved(block, cross.transpose(1, 2))
-        back = found.map.transpose(1, 2)
-        gradients.append((back @ sums_linear[..., -1:])[..., 0])
-        matrices.append(back @ reduced @ found.map)
+        gradients.append(found.by_x(sums_linear[..., -1:])[..., 0])
+        matrices.append(found.both(reduced))
     return torch.cat(gradients).numpy(), torch.cat(matrices).numpy()
 
 
@@ -93,7 +92,7 @@ def groups(solved: Solved) -> Ints:
     models = objective.map.models(solved.x)
     boxes = objective.boxes
     centre = torch.tensor(boxes.bbox, dtype=solved.x.dtype)
-    panel = boxes.pixels.panel
+    panel = boxes.panel
     size = models.panels.pixel_size[panel]
     at = (
         models.panels.origin[panel]

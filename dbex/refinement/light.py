@@ -1,15 +1,15 @@
 """The Bragg light of a solved lattice on its whole image: what it adds to the pixels of another lattice's boxes."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from dbex.refinement.groups import FIRST_NODE
 from dbex.refinement.objective import Objective
 from dbex.refinement.rounds import K_TAILS, Round, objective_for
-from dbex.refinement.shoeboxes import Predictions, Shoeboxes, predict
+from dbex.refinement.shoeboxes import Predictions, Shoeboxes, counted, predict
 from dbex.still import Image, Still
-from nanobrag_torch.fused import BoxPixels
 
 #: A spot is drawn so many of its widths and this margin to each side, up to a number of pixels: beyond, 1e5 photons
 #: leave less than a tenth of one in a pixel.
@@ -27,18 +27,15 @@ def bragg_light(still: Still, found: Round, d_min: float) -> tuple[Image, ...]:
     spots = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
     if not len(spots):
         return light
-    objective = objective_for(still, map, patches(spots, shapes), found.model_error, x)
-    weights = objective.at_nodes(intensities(objective, found))
-    inside = objective.boxes.inside
-    columns_of = objective.columns(objective.at(torch.as_tensor(x)))
-    for group, columns in zip(objective.groups.groups, columns_of, strict=True):
-        photons = (weights[group.part, None, : group.reach] @ columns[:, FIRST_NODE:])[:, 0]
-        here = inside[group.part, : group.pixels]
-        panel = group.where.panel[:, None].expand_as(here)[here].numpy()
-        slow, fast = (a[here].long().numpy() for a in (group.where.slow, group.where.fast))
-        for i in np.unique(panel):
-            mine = panel == i
-            np.add.at(light[i], (slow[mine], fast[mine]), photons[here].numpy()[mine])
+    at, objective = torch.as_tensor(x), objective_for(still, map, patches(spots, shapes), found.model_error, x)
+    # without data nothing says which pixels can be taken whole
+    objective = replace(objective, whole=None).prepared(at)
+    boxes, weights = objective.boxes, objective.at_nodes(intensities(objective, found))
+    photons = (objective.profiles(at) * weights[boxes.box]).sum(1).numpy()
+    panel, slow, fast = (a.numpy() for a in (boxes.panel[boxes.box], boxes.slow, boxes.fast))
+    for i in np.unique(panel):
+        mine = panel == i
+        np.add.at(light[i], (slow[mine], fast[mine]), photons[mine])
     return light
 
 
@@ -57,33 +54,27 @@ def patches(spots: Predictions, shapes: list[tuple[int, int]]) -> Shoeboxes:
     measured in them."""
     half = np.clip(np.ceil(WIDTHS * spots.sigma_px.max(1)).astype(np.int64) + MARGIN_PX, 1, HALF_MAX)
     order = np.argsort(half, kind="stable")
-    spots, half = spots.select(order), half[order, None]
-    span = np.arange(-half.max(), half.max() + 1)
-    up, along = (a.ravel()[None] for a in np.meshgrid(span, span, indexing="ij"))
-    centre = np.floor(spots.xy_px).astype(np.int64)
-    slow, fast = centre[:, 1:] + up, centre[:, :1] + along
-    limit = np.array(shapes, dtype=np.int64)[spots.panel]
-    within = (np.abs(up) <= half) & (np.abs(along) <= half) & (slow >= 0) & (fast >= 0)
-    within &= (slow < limit[:, :1]) & (fast < limit[:, 1:])
-    first = np.argsort(~within, axis=1, kind="stable")
-    slow, fast, inside = (torch.as_tensor(np.take_along_axis(a, first, 1)) for a in (slow, fast, within))
-    zero = torch.zeros(slow.shape, dtype=torch.float64)
-    bbox = np.stack(
-        [
-            *(centre[:, 0] + side for side in (-half[:, 0], half[:, 0] + 1)),
-            *(centre[:, 1] + side for side in (-half[:, 0], half[:, 0] + 1)),
-        ],
-        -1,
-    )
+    spots, half = spots.select(order), half[order]
+    width = 2 * half + 1
+    corner = np.floor(spots.xy_px).astype(np.int64) - half[:, None]
+    row, place = counted(width**2)
+    fast, slow = corner[row, 0] + place % width[row], corner[row, 1] + place // width[row]
+    limit = np.array(shapes, dtype=np.int64)[spots.panel][row]
+    on_panel = (slow >= 0) & (fast >= 0) & (slow < limit[:, 0]) & (fast < limit[:, 1])
+    box, slow_px, fast_px = (torch.as_tensor(a[on_panel]) for a in (row, slow, fast))
+    zero = torch.zeros(len(box), dtype=torch.float64)
+    far = corner + width[:, None]
     return Shoeboxes(
-        BoxPixels(torch.as_tensor(spots.panel), slow, fast),
-        inside,
-        inside,
+        torch.as_tensor(spots.panel),
+        box,
+        slow_px,
+        fast_px,
+        torch.ones(len(box), dtype=torch.bool),
         zero,
         zero,
         zero,
-        torch.zeros(*slow.shape, 3, dtype=torch.float64),
-        bbox,
+        torch.zeros(len(box), 3, dtype=torch.float64),
+        np.stack([corner[:, 0], far[:, 0], corner[:, 1], far[:, 1]], -1),
         spots.index,
         torch.arange(len(spots))[:, None],
         {},

@@ -21,7 +21,7 @@ from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, Parts, dis
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
-from dbex.still import Floats
+from dbex.still import Bools, Floats
 from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.fused import (
     Derivatives,
@@ -40,7 +40,7 @@ from nanobrag_torch.fused import (
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import without_misset
 from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
-from nanobrag_torch.profile import Nodes, Quadrature, causes, centroids, whitening
+from nanobrag_torch.profile import Nodes, Quadrature, Quadratures, causes, centroids, whitening
 from nanobrag_torch.tensors import dot
 
 #: The prior's sd follows the amplitude no further than this, in ln.
@@ -80,7 +80,7 @@ class ByX:
 
 @dataclass(frozen=True)
 class Local:
-    """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (n, p), the
+    """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (N,), the
     background with the light of other lattices, the merit χ² + prior terms, the factor of the intensities' system, and
     for each group the columns (b, 4 + k, p) of what is linear: basis, data less that light, profiles. `sd` (m,) are
     those of the intensities' prior, `ln_captured` (m,) the amplitudes that it was frozen at, None where it stands for
@@ -94,7 +94,6 @@ class Local:
     chi2: float
     factor: SuperLU
     columns: list[Tensor]
-    profiles_shape: tuple[int, int, int]
     sd: Tensor
     ln_captured: Tensor | None = None
     at: At | None = None
@@ -102,11 +101,6 @@ class Local:
     def raised(self, by: float) -> "Local":
         """The same with further terms in the merit."""
         return replace(self, merit=self.merit + by)
-
-    @property
-    def profiles(self) -> Tensor:
-        """Profiles (n, p, k) of every box's nodes, for |F|² = 1."""
-        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns], self.profiles_shape)
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,8 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Objective:
-    """The boxes of a still, the parameters that move, the prior of the intensities and the robust weights (n, p)."""
+    """The boxes of a still, the parameters that move, the prior of the intensities and the robust weights (N,) of
+    pixels; `rule` samples them, but in boxes whose pixels can be taken `whole` (n,)."""
 
     boxes: Shoeboxes
     hkl: Tensor
@@ -131,10 +126,14 @@ class Objective:
     prior: IntensityPrior
     rule: Quadrature
     weight: Tensor
+    whole: Bools | None = None
     grouping: Grouping | None = None
 
     def prepared(self, x: Tensor | None = None) -> "Objective":
         """The same, its boxes in groups; of a mixture of many components with those that can be seen at x."""
+        count, grouping = self.map.component_count, self.grouping
+        if grouping is not None and count <= FEW and grouping.are_of(self.boxes, self.whole, count):
+            return self
         return replace(self, grouping=self._grouped(x))
 
     @property
@@ -145,28 +144,34 @@ class Objective:
         return self._grouped(None)
 
     def _grouped(self, x: Tensor | None) -> Grouping:
-        distinct, count = distinct_nodes(self.boxes), self.map.component_count
+        whole = np.zeros(len(self.boxes), dtype=bool) if self.whole is None else self.whole
+        distinct, count = distinct_nodes(self.boxes, whole), self.map.component_count
         seen = np.ones((len(distinct.reflection), count), dtype=bool)
         if x is not None and count > FEW:
             place = torch.as_tensor(distinct.reflection)
             bright = self.prior.mean[place] + self.prior.sd[place]
             seen = visible(self.map.models(x), self.hkl[place], torch.as_tensor(distinct.panel), bright).numpy()
-        return grouped(self.boxes, distinct, seen)
+        return grouped(self.boxes, distinct, seen, self.whole, (self.rule, replace(self.rule, oversample=1)))
 
     def at(self, x: Tensor) -> At:
         """What follows from x."""
         models, parts = self.map.models(x), self.groups.parts
         components = component_rows(models)
         hkl = self.hkl[parts.reflection]
-        nodes = part_nodes(components, parts.component, models.panels, hkl, parts.panel, self.rule)
+        nodes = part_nodes(components, parts.component, models.panels, hkl, parts.panel, self.sampling)
         panels, beam = panel_rows(models.panels, self.rule.layers), beam_row(models.beam, models.panels.origin)
         return At(x, self.map, parts, models, components, nodes, panels, beam)
+
+    @property
+    def sampling(self) -> Quadratures:
+        """How the pixels of each node are sampled."""
+        return Quadratures(self.groups.parts.oversample, self.rule.layers)
 
     def scenes(self, at: At) -> Iterator[tuple[Group, Scene]]:
         """What a pass sees of each group."""
         for group in self.groups.groups:
             where = group.where
-            yield group, Scene(where.slow, where.fast, at.panels[where.panel], at.beam, self.rule)
+            yield group, Scene(where.slow, where.fast, at.panels[where.panel], at.beam, group.rule)
 
     def ln_captured(self, at: At) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
@@ -178,16 +183,31 @@ class Objective:
         result = []
         for group, scene in self.scenes(at):
             found = group.of_nodes(box_profiles(rows[:, group.parts], scene))
-            result.append(torch.cat([*group.given(self.boxes), found], 1))
+            result.append(torch.cat([group.given(self.boxes), found], 1))
         return result
 
     def profiles(self, x: Tensor) -> Tensor:
-        """Profiles (n, p, k) of every box's nodes at x, for |F|² = 1."""
-        shape = (*self.boxes.data.shape, self.boxes.node.shape[1])
-        return spread_out([columns[:, FIRST_NODE:] for columns in self.columns(self.at(x))], shape)
+        """Profiles (N, k) of the nodes of every pixel's box at x, for |F|² = 1."""
+        return self.profiles_of(self.columns(self.at(x)))
+
+    def profiles_of(self, columns: list[Tensor]) -> Tensor:
+        """The same from the columns of every group."""
+        result = torch.zeros(len(self.boxes.box), self.boxes.node.shape[1], dtype=self.boxes.data.dtype)
+        for group, X in zip(self.groups.groups, columns, strict=True):
+            result[group.segment, : group.reach] = group.gathered(X[:, FIRST_NODE:].transpose(0, 1)).T
+        return result
+
+    def brightest(self, x: Tensor) -> Tensor:
+        """Photons (n, k) that each box's nodes send at most to one of its pixels, were their intensities an sd above
+        their prior's mean."""
+        bright = self.at_nodes(self.prior.mean + self.prior.sd)
+        most = torch.zeros_like(bright)
+        for group, X in zip(self.groups.groups, self.columns(self.at(x)), strict=True):
+            most[group.part, : group.reach] = X[:, FIRST_NODE:].amax(2)
+        return bright * most
 
     def solve_linear(self, x: Tensor, variance: Tensor, frozen: Tensor | None = None) -> Local:
-        """The optimal planes and intensities at x for fixed variances (n, p); with `frozen`, ln amplitudes (m,), the
+        """The optimal planes and intensities at x for fixed variances (N,); with `frozen`, ln amplitudes (m,), the
         prior's sd is fixed in photons, as it was at those amplitudes, and not as a part of |F|²."""
         at = self.at(x)
         columns = self.columns(at)
@@ -210,7 +230,7 @@ class Objective:
         gram = torch.zeros(n, FIRST_NODE + most, FIRST_NODE + most, dtype=w.dtype)
         for group, X in zip(self.groups.groups, columns, strict=True):
             size = X.shape[1]
-            gram[group.part, :size, :size] = (X * w[group.part, None, : group.pixels]) @ X.transpose(1, 2)
+            gram[group.part, :size, :size] = (X * group.spread(w)[:, None]) @ X.transpose(1, 2)
         plane_node, plane_data = gram[:, :DATA, FIRST_NODE:], gram[:, :DATA, DATA, None]
         left = torch.linalg.solve(gram[:, :DATA, :DATA], torch.cat([plane_node, plane_data], -1))
         reduced = gram[:, FIRST_NODE:, DATA:] - plane_node.transpose(1, 2) @ left.roll(1, -1)
@@ -220,14 +240,12 @@ class Objective:
         planes = left[..., -1] - (left[..., :-1] @ at_nodes[..., None])[..., 0]
         factors = torch.zeros(n, 2, FIRST_NODE + most, dtype=w.dtype)
         factors[:, 0, :DATA], factors[:, 1, FIRST_NODE:] = planes, at_nodes
-        background, bragg, chi2 = torch.zeros_like(w), torch.zeros_like(w), 0.0
+        model = torch.empty(2, len(w), dtype=w.dtype)
         for group, X in zip(self.groups.groups, columns, strict=True):
-            part, p = group.part, group.pixels
-            model = factors[part, :, : X.shape[1]] @ X
-            background[part, :p], bragg[part, :p] = model[:, 0] + boxes.others[part, :p], model[:, 1]
-            chi2 += float((w[part, :p] * (X[:, DATA] - model.sum(1)) ** 2).sum())
-        shape = (*w.shape, most)
-        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, shape, sd)
+            model[:, group.segment] = group.gathered((factors[group.part, :, : X.shape[1]] @ X).transpose(0, 1))
+        background, bragg = model[0] + boxes.others, model[1]
+        chi2 = float(w @ (boxes.data - background - bragg) ** 2)
+        return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, sd)
 
     def at_nodes(self, intensity: Tensor) -> Tensor:
         """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
@@ -251,11 +269,11 @@ class Objective:
         return factor, torch.as_tensor(factor.solve(total))
 
     def weights(self, variance: Tensor) -> Tensor:
-        """Weights (n, p) of pixels: 0 where a pixel is not used."""
+        """Weights (N,) of pixels: 0 where a pixel is not used."""
         return torch.where(self.boxes.used, self.weight / variance, torch.zeros_like(variance))
 
     def variance(self, local: Local) -> Tensor:
-        """Variance (n, p) of pixels under a model: its photons plus the read-out noise, above a floor."""
+        """Variance (N,) of pixels under a model: its photons plus the read-out noise, above a floor."""
         return pixel_variance(local.background, local.bragg, self.boxes.sigma_squared)
 
     def first_variance(self) -> Tensor:
@@ -271,22 +289,22 @@ class Objective:
         cross = torch.zeros(len(self.prior.mean), n, dtype=x.dtype)
         at = local.at if local.at is not None and local.at.is_that_of(self, x) else self.at(x)
         by_x = self.by_x(at)
+        residual = boxes.data - local.background - local.bragg
         by_group = zip(self._derivatives(at, by_x, at_nodes, root), local.columns, strict=True)
-        for (group, found), columns in by_group:
-            part, p = group.part, group.pixels
-            linear = columns.clone()
-            linear[:, DATA] = boxes.data[part, :p] - local.background[part, :p] - local.bragg[part, :p]
-            linear *= root[part, None, :p]
+        for (group, found, here), columns in by_group:
+            part = group.part
+            linear = columns * here[:, None]
+            linear[:, DATA] = group.spread(residual) * here
             sums_linear = found.sums @ linear.transpose(1, 2)
             plane = linear[:, :DATA] @ linear.transpose(1, 2)
             left = torch.linalg.solve(plane[..., :DATA], sums_linear[..., :DATA].transpose(1, 2))
             reduced = found.sums @ found.sums.transpose(1, 2) - sums_linear[..., :DATA] @ left
-            flat = found.map.reshape(-1, n)
-            matrix += flat.T @ (reduced @ found.map).reshape(-1, n)
-            gradient += flat.T @ sums_linear[..., DATA].reshape(-1)
+            matrix += found.both(reduced).sum(0)
             node_sums = sums_linear[..., FIRST_NODE:] - left.transpose(1, 2) @ plane[..., FIRST_NODE:]
-            by_node = node_sums.transpose(1, 2) @ found.map
-            cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), by_node.reshape(-1, n))
+            by_x_and_node = found.by_x(torch.cat([sums_linear[..., DATA, None], node_sums], -1))
+            gradient += by_x_and_node[..., 0].sum(0)
+            of_nodes = by_x_and_node[..., 1:].transpose(1, 2).reshape(-1, n)
+            cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), of_nodes)
         cross *= local.sd[:, None]
         by_prior = torch.zeros_like(cross)
         if local.ln_captured is not None:
@@ -306,26 +324,27 @@ class Objective:
             by_prior.numpy(),
         )
 
-    def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
-        """Derivatives of the Bragg part times `root` (n, p), in two factors, group by group."""
+    def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives, Tensor]]:
+        """Derivatives of the Bragg part times `root` (N,), in two factors, group by group with its root (b, p)."""
         at = self.at(x)
         return self._derivatives(at, self.by_x(at), at_nodes, root)
 
-    def _derivatives(self, at: At, by_x: ByX, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives]]:
+    def _derivatives(
+        self, at: At, by_x: ByX, at_nodes: Tensor, root: Tensor
+    ) -> Iterator[tuple[Group, Derivatives, Tensor]]:
         """The same for nodes and their derivatives that are there already."""
         rows, maps = node_rows(at.nodes), node_maps(at.nodes, by_x.nodes)
         for group, scene in self.scenes(at):
             part, places = group.part, group.parts
             weights = group.of_parts(at_nodes[part, : group.reach])
             follow = None if by_x.rays is None else by_x.rays.of(group.where.panel)
-            here = root[part, : group.pixels].contiguous()
-            yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow)
+            here = group.spread(root)
+            yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow), here
 
-    def jacobian(self, x: Tensor, at_nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Derivatives (boxes, pixels, n) of the Bragg part, group by group of boxes."""
-        for group, found in self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data)):
-            rows = torch.nn.functional.pad(found.sums, (0, self.boxes.data.shape[1] - group.pixels))
-            yield group.part, rows.transpose(1, 2) @ found.map
+    def jacobian(self, x: Tensor, at_nodes: Tensor) -> Tensor:
+        """Derivatives (N, n) of the Bragg part."""
+        found = self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data))
+        return torch.cat([group.gathered(part.by_x(part.sums).transpose(0, 1)).T for group, part, _ in found])
 
     def captured_slopes(self, at: At, by_x: ByX) -> Tensor:
         """Derivatives (nodes, n) of the ln amplitudes where nodes meet the sphere."""
@@ -361,17 +380,10 @@ class Objective:
             models.panels,
             self.hkl[parts.reflection],
             parts.panel,
-            self.rule,
+            self.sampling,
             (of_components, of_places),
         )
         return ByX(columns, rays, (s0, length))
-
-
-def spread_out(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Columns (b, k, p) of groups, in order, as one array (n, p, k), zero where a group has none."""
-    _, most_pixels, most = shape
-    wide = [torch.nn.functional.pad(a, (0, most_pixels - a.shape[2], 0, most - a.shape[1])) for a in parts]
-    return torch.cat(wide).transpose(1, 2)
 
 
 def component_rows(models: Models) -> Tensor:

@@ -13,12 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from dbex.still import Amplitudes, Floats, Ints
-from nanobrag_torch.lattice import reciprocal_matrix
 
 #: No prior is narrower than this fraction of the mean intensity: a list's sigma says nothing of an F that is nearly 0.
 FLOOR = 1e-3
-#: The mean F² is taken in so many shells, equal in s², and between them by interpolation of its logarithm.
-SHELLS = 40
 #: The relative errors that are looked for, and the standard deviation of a prior of their change with resolution, Å².
 RELATIVE_LIMITS, SLOPE_PRIOR_A2 = (0.01, 3.0), 5.0
 
@@ -62,20 +59,9 @@ class Known:
 
 def known_of(amplitudes: Amplitudes, reflections: Ints) -> Known:
     """What the list says of the reflections at these places (m,)."""
-    B = reciprocal_matrix(torch.tensor(amplitudes.unit_cell, dtype=torch.float64)).numpy()
-    s2, F2 = ((amplitudes.hkl @ B.T) ** 2).sum(1), amplitudes.F**2
-    overall = float(np.mean(F2[reflections])) if len(reflections) else float(np.mean(F2))
-    edges = np.linspace(0, s2.max() * (1 + 1e-9) or 1.0, SHELLS + 1)
-    shell = np.digitize(s2, edges) - 1
-    count, total = np.bincount(shell, minlength=SHELLS), np.bincount(shell, F2, SHELLS)
-    full = (count > 0) & (total > 0)
-    if not full.any():
-        return Known(
-            amplitudes.F[reflections], amplitudes.sigma_F[reflections], s2[reflections], F2[reflections], overall
-        )
-    centre = 0.5 * (edges[1:] + edges[:-1])
-    ln_mean = np.interp(s2[reflections], centre[full], np.log(total[full] / count[full]))
-    return Known(amplitudes.F[reflections], amplitudes.sigma_F[reflections], s2[reflections], np.exp(ln_mean), overall)
+    F, mean_square = amplitudes.F[reflections], amplitudes.mean_square[reflections]
+    overall = float(np.mean(F**2)) if len(reflections) else float(np.mean(amplitudes.F**2))
+    return Known(F, amplitudes.sigma_F[reflections], amplitudes.s_squared[reflections], mean_square, overall)
 
 
 def intensity_prior(amplitudes: Amplitudes, reflections: Ints, error: ModelError) -> IntensityPrior:

@@ -68,10 +68,10 @@ class StillProblem:
 
     def _change_of_chi2(self, local: Local, before: Tensor, after: Tensor) -> float:
         """By which part of itself χ² would follow the variances, rises and falls both counted."""
-        used = self.objective.boxes.used
-        squares = ((self.objective.boxes.data - local.background - local.bragg) ** 2)[used]
-        change = (squares / before[used] - squares / after[used]).abs().sum() / (squares / before[used]).sum()
-        return float(change)
+        boxes = self.objective.boxes
+        squares = (boxes.data - local.background - local.bragg) ** 2 * boxes.used
+        first, then = squares / before, squares / after
+        return float((first - then).abs().sum() / first.sum())
 
     def robust_variance(self, local: Local) -> Tensor:
         """Variances of the model over Huber's weights: a residual beyond `HUBER_Z` pulls no harder than there."""

@@ -55,7 +55,7 @@ def limit_from_data(still: Still, found: Round) -> float:
     solved = solved_round(replace(found, objective=objective, solution=replace(found.solution, state=state)))
     value, variance = free_intensities(solved)
     known = np.isfinite(value)
-    hkl = still.amplitudes.hkl[boxes.reflections[boxes.node[:, 0].numpy()]][known]
+    hkl = objective.hkl[objective.boxes.node[:, 0]].numpy()[known]
     s = np.linalg.norm(q_of(still, hkl), axis=1)
     return float(np.clip(end_of(s, value[known] / np.sqrt(variance[known]), finest), finest, coarsest))
 

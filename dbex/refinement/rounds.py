@@ -15,7 +15,7 @@ from dbex.refinement.prior import ModelError, estimate_model_error, intensity_pr
 from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes, whole_pixels
 from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities
@@ -31,11 +31,16 @@ K_BOXES, K_TAILS = 3.0, 4.0
 REACHING, BEYOND_SPOTS = 0.95, 0.85
 #: Relative error of F² while the scale and the widths are still rough.
 ROUGH_MODEL_ERROR = ModelError(1.0)
-#: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
-CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
-#: Boxes stay where the last round shared this part of them with the one before, and moved nothing by more esds, nor the
-#: relative error of F² by more than this in ln.
-SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 0.5, 0.2
+#: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier, that of the
+#: strong spots, whose intensities are nearly free, where others go on.
+CONVERGED_ESDS, ROUGH_ESDS, STRONG_ESDS = 0.02, 1.0, 5.0
+#: Boxes stay where this part of the reflections that would be chosen has them, and the last round moved nothing by more
+#: esds, nor the relative error of F² by more than this in ln.
+SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 1.0, 0.2
+#: Rounds but the last end where the next step is below so many esds.
+ROUGHLY_ESDS = 0.5
+#: Photons that a neighbour must send to some pixel of a box to be part of its model.
+FAINT = 0.01
 #: So many boxes are enough to choose a model by.
 ENOUGH_BOXES = 800
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
@@ -49,13 +54,13 @@ MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 @dataclass(frozen=True)
 class Round:
     """A solved round: the objective, the solution, the predictions that it was built on, the error of F² that it took
-    for granted, and which amplitudes were kept out of it, None where none were."""
+    for granted, and the still that its boxes are of, None where that does not matter."""
 
     objective: Objective
     solution: Solution
     predictions: Predictions
     model_error: ModelError
-    held_out: Bools | None = None
+    still: Still | None = None
 
     @property
     def state(self) -> State:
@@ -140,10 +145,20 @@ def objective_for(
     still: Still, map: Parametrisation, boxes: Shoeboxes, model_error: ModelError, x: Floats | None = None
 ) -> Objective:
     """The objective of some boxes, whose model is about x (0 where it is not given)."""
-    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
-    prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
     at = torch.zeros(len(map), dtype=torch.float64) if x is None else torch.as_tensor(x)
-    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data)).prepared(at)
+    hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
+    whole = whole_pixels(map.models(at), hkl[boxes.node[:, 0]], boxes)
+    order = np.lexsort((boxes.counts, whole, (boxes.node >= 0).sum(1)))
+    boxes, whole = boxes.ordered(order), whole[order]
+    prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
+    return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data), whole).prepared(at)
+
+
+def without_faint_tails(still: Still, objective: Objective, model_error: ModelError, x: Floats) -> Objective:
+    """The objective at x without neighbours that send a box no light worth naming."""
+    seen = (objective.boxes.node >= 0) & (objective.brightest(torch.as_tensor(x)) > FAINT)
+    seen[:, 0] = True
+    return objective_for(still, objective.map, objective.boxes.reached_by(seen), model_error, x)
 
 
 def strong_stage(
@@ -164,7 +179,7 @@ def strong_stage(
     map = with_scale(objective, x)
     objective = replace(objective, map=map)
     solution = SOLVE[settings.solver](
-        StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, printer("strong spots", objective, report)
+        StillProblem(objective), x, settings.max_iterations, STRONG_ESDS, printer("strong spots", objective, report)
     )
     return solution.x, map
 
@@ -200,41 +215,63 @@ def all_predicted(
     model_error = ROUGH_MODEL_ERROR if settings.model_error is None else ModelError(settings.model_error)
     if before is not None and settings.model_error is None:
         model_error = fitted_model_error(still, before)
-    found, rough = before, max(tolerance_esds, STAYED_ESDS)
+    found, rough, moved = before, max(tolerance_esds, ROUGHLY_ESDS), 0.0
+    solve = SOLVE[settings.solver]
     for number in range(rounds):
-        objective, chosen = predicted_objective(still, map, x, settings, model_error)
-        same = found is not None and same_boxes(found.objective, objective, found.held_out) > SAME_BOXES
-        problem, solve = StillProblem(objective), SOLVE[settings.solver]
+        everything, chosen = predicted(still, map, x, settings)
+        if found is not None and moved < STAYED_ESDS and _stays(found, still, chosen, model_error):
+            break
+        objective = objective_of(still, map, x, (everything, chosen), model_error)
         show = printer(f"all predicted, round {number + 1}", objective, report)
-        solution = solve(problem, x, settings.max_iterations, rough, show)
-        moved = np.max(np.abs(solution.x - x) / esds(solution, objective))
-        x, found = solution.x, Round(objective, solution, chosen, model_error, still.held_out)
-        previous = model_error
+        solution = solve(StillProblem(objective), x, settings.max_iterations, rough, show)
+        moved = float(np.max(np.abs(solution.x - x) / esds(solution, objective)))
+        x, found = solution.x, Round(objective, solution, chosen, model_error, still)
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)
-        stayed = same and moved < STAYED_ESDS and _stayed(previous, model_error)
-        if stayed or number == rounds - 1:
-            if tolerance_esds < rough:
-                show = printer("all predicted, to the end", objective, report)
-                solution = solve(problem, x, settings.max_iterations, tolerance_esds, show, found.state)
-            return replace(found, solution=solution)
-    raise AssertionError("at least one round")
+    if found is None:
+        raise AssertionError("at least one round")
+    if tolerance_esds >= rough:
+        return found
+    prior = intensity_prior(still.amplitudes, found.objective.boxes.reflections, model_error)
+    objective = replace(found.objective, prior=prior)
+    problem, show = StillProblem(objective), printer("all predicted, to the end", objective, report)
+    state = problem.renewed(x, found.state)
+    solution = solve(problem, x, settings.max_iterations, tolerance_esds, show, state)
+    return Round(objective, solution, found.predictions, model_error, still)
+
+
+def predicted(still: Still, map: Parametrisation, x: Floats, settings: Settings) -> tuple[Predictions, Predictions]:
+    """All reflections that the model at x predicts, and those of them that get boxes."""
+    shapes = [panel.shape for panel in still.detector]
+    d_min = resolution_limit(still, settings)
+    everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
+    return everything, everything.select(with_boxes(still, everything))
 
 
 def predicted_objective(
     still: Still, map: Parametrisation, x: Floats, settings: Settings, model_error: ModelError
 ) -> tuple[Objective, Predictions]:
     """The objective of all reflections that the model at x predicts, and these. Raises BadInput for none."""
-    shapes = [panel.shape for panel in still.detector]
-    d_min = resolution_limit(still, settings)
-    everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, d_min, K_TAILS, shapes)
-    chosen = everything.select(with_boxes(still, everything))
+    found = predicted(still, map, x, settings)
+    return objective_of(still, map, x, found, model_error), found[1]
+
+
+def objective_of(
+    still: Still,
+    map: Parametrisation,
+    x: Floats,
+    predictions: tuple[Predictions, Predictions],
+    model_error: ModelError,
+) -> Objective:
+    """The objective of what `predicted` found. Raises BadInput for nothing."""
+    everything, chosen = predictions
     boxes = shoeboxes(still, chosen, everything) if len(chosen) else None
     if boxes is None or not len(boxes):
         raise BadInput(
             f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
         )
-    return objective_for(still, map, boxes, model_error, x), chosen
+    objective = objective_for(still, map, boxes, model_error, x)
+    return without_faint_tails(still, objective, model_error, x)
 
 
 def with_boxes(still: Still, everything: Predictions, k_max: float = K_BOXES) -> Bools:
@@ -266,9 +303,17 @@ def solved_round(found: Round) -> Solved:
     return Solved(objective, torch.as_tensor(found.solution.x), covariance, variance, local)
 
 
-def _stayed(before: ModelError, now: ModelError) -> bool:
-    """Whether the relative error of F² is about what it was; one that was given, even 0, always is."""
-    return now == before or bool(abs(np.log(now.relative / before.relative)) < STAYED_LN_ERROR)
+def _stays(found: Round, still: Still, chosen: Predictions, model_error: ModelError) -> bool:
+    """Whether the boxes of a round are those of a still that would be chosen now, and the relative error of F² is about
+    what it was; one that was given, even 0, always is."""
+    before, names = found.still, ("images_photons", "trusted", "others", "held_out")
+    if before is None or any(getattr(before, name) is not getattr(still, name) for name in names):
+        return False
+    shared = len(np.intersect1d(found.predictions.index, chosen.index))
+    all_of_both = len(found.predictions) + len(chosen) - shared
+    error, now = found.model_error, model_error
+    same_error = now == error or bool(abs(np.log(now.relative / error.relative)) < STAYED_LN_ERROR)
+    return shared > SAME_BOXES * all_of_both and same_error
 
 
 def as_minimised(found: Round) -> Solved:
@@ -277,12 +322,11 @@ def as_minimised(found: Round) -> Solved:
     return replace(solved_round(found), objective=found.objective, variance=found.state.variance)
 
 
-def same_boxes(found: Objective, objective: Objective, held_out: Bools | None = None) -> float:
-    """Fraction of boxes that two objectives of a still share, of those that were not kept out of the first."""
+def same_boxes(found: Objective, objective: Objective) -> float:
+    """Fraction of boxes that two objectives of a still share."""
 
     def reflections(of: Objective) -> Ints:
-        mine = of.boxes.reflections[of.boxes.node[:, 0].numpy()]
-        return mine if held_out is None else mine[~held_out[mine]]
+        return of.boxes.reflections[of.boxes.node[:, 0].numpy()]
 
     before, now = reflections(found), reflections(objective)
     return len(np.intersect1d(before, now)) / max(len(np.union1d(before, now)), 1)

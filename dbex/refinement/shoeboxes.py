@@ -6,6 +6,7 @@ tails that neighbours send into a box are part of its model.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from dbex.refinement.parameters import Models
 from dbex.still import Amplitudes, Bools, Floats, Ints, Still
 from nanobrag_torch.config import CrystalConfig
-from nanobrag_torch.fused import BoxPixels
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Centroids, centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
@@ -30,6 +30,10 @@ HALF_MIN, HALF_MAX = 5, 15
 MOST_TAILS = 30
 #: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
 TAIL_WIDTHS = 3.5
+#: A pixel that is taken whole has a Gaussian of its edges' variance for each pair of them: over the size of the spot to
+#: the fourth, in pixels, this part of the peak is wrong (the fourth cumulant of a box over 8). It may be so much of the
+#: noise. Mixtures of more components than a few have narrow ones.
+EDGE_ERROR, UNSEEN, FEW = 1 / 960, 0.1, 2
 #: No index is as large as this.
 HKL_MAX = 1 << 20
 #: A box needs this fraction of the pixels that are its own, at least so many, and all of its centre.
@@ -57,15 +61,18 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Shoeboxes:
-    """The pixels of n boxes of equal array size, and which reflections reach them.
+    """The pixels of n boxes, box after box, and which reflections reach each.
 
-    `reflections` (m,) index the amplitudes; `node` (n, k) index `reflections`, the box's own first, -1 where there
-    are fewer. `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons,
-    photons²), `inside` (not padding) and `used` are (n, p); `basis` (n, p, 3) spans the planes; `bbox` (n, 4).
+    Of each pixel (N,): the `box` that it is of, `slow` and `fast` counted from the panel's first, whether it is `used`,
+    `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons, photons²); `basis` (N, 3)
+    spans the planes. Of each box (n,): its `panel`, `bbox` (n, 4), and `node` (n, k), which indexes `reflections`, the
+    box's own first, -1 where there are fewer; `reflections` (m,) index the amplitudes.
     """
 
-    pixels: BoxPixels
-    inside: Tensor
+    panel: Tensor
+    box: Tensor
+    slow: Tensor
+    fast: Tensor
     used: Tensor
     data: Tensor
     others: Tensor
@@ -78,6 +85,38 @@ class Shoeboxes:
 
     def __len__(self) -> int:
         return len(self.node)
+
+    @cached_property
+    def counts(self) -> Ints:
+        """The number of pixels of each box (n,)."""
+        return np.bincount(self.box.numpy(), minlength=len(self))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sums over each box's pixels (n, ...) of values (N, ...)."""
+        return torch.zeros(len(self), *values.shape[1:], dtype=values.dtype).index_add_(0, self.box, values)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each box's values (n,), of those of all pixels (N,)."""
+        least = torch.full((len(self),), -torch.inf, dtype=values.dtype)
+        return least.scatter_reduce_(0, self.box, values, "amax")
+
+    def ordered(self, order: Ints) -> "Shoeboxes":
+        """The same boxes in another order (n,)."""
+        first = np.cumsum(self.counts) - self.counts
+        row, place = counted(self.counts[order])
+        pixel = torch.as_tensor(first[order][row] + place)
+        of_pixels = ("slow", "fast", "used", "data", "others", "sigma_squared", "basis")
+        moved = {name: getattr(self, name)[pixel] for name in of_pixels}
+        moved |= {name: getattr(self, name)[torch.as_tensor(order)] for name in ("panel", "node")}
+        return replace(self, box=torch.as_tensor(row), bbox=self.bbox[order], **moved)
+
+    def reached_by(self, seen: Tensor) -> "Shoeboxes":
+        """The same boxes with those of their nodes that are `seen` (n, k), the own ones among them."""
+        seen_first = torch.argsort((~seen).to(torch.int8), dim=1, stable=True)
+        node = torch.where(seen, self.node, -1).gather(1, seen_first)[:, : int(seen.sum(1).max())].numpy()
+        names, place = np.unique(np.where(node < 0, node[:, :1], node), return_inverse=True)
+        node = np.where(node < 0, -1, place.reshape(node.shape))
+        return replace(self, node=torch.as_tensor(node), reflections=self.reflections[names])
 
 
 def predict(
@@ -92,7 +131,7 @@ def predict(
     index = torch.nonzero((length > 0) & (length <= 1 / d_min)).flatten()
     seen = components_seen(models, hkl[index])
     near = torch.abs(seen.k) < k_max
-    index, seen = index[near], components_seen(models, hkl[index[near]])
+    index, seen = index[near], seen.select(near)
     panel = torch.full((len(index),), -1, dtype=torch.long)
     for i, (n_slow, n_fast) in enumerate(shapes):
         toward = dot(seen.s1, models.panels.normal[i]) * models.panels.distance[i] > 0
@@ -100,7 +139,7 @@ def predict(
         inside = toward & (here >= 0).all(-1) & (here[:, 0] < n_fast) & (here[:, 1] < n_slow) & (panel < 0)
         panel[inside] = i
     hit = panel >= 0
-    return placed(models, index[hit], hkl[index[hit]], panel[hit])
+    return placed(models, index[hit], hkl[index[hit]], panel[hit], seen.select(hit))
 
 
 @dataclass(frozen=True)
@@ -113,6 +152,11 @@ class Seen:
     s1: Tensor
     share: Tensor
     each: list[Centroids]
+
+    def select(self, chosen: Tensor) -> "Seen":
+        """Some of them."""
+        each = [Centroids(found.epsilon[chosen], found.width[chosen], found.s1[chosen]) for found in self.each]
+        return Seen(self.k[chosen], self.s1[chosen], self.share[:, chosen], each)
 
 
 def components_seen(models: Models, hkl: Tensor) -> Seen:
@@ -139,9 +183,8 @@ def sum_of(share: Tensor, values: list[Tensor]) -> Tensor:
     return (share * torch.stack(values)).sum(0)
 
 
-def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor) -> Predictions:
-    """Predictions of reflections whose panels are known."""
-    seen = components_seen(models, hkl)
+def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor, seen: Seen) -> Predictions:
+    """Predictions of reflections whose panels are known, and where components show them."""
     positions = [intersection_px(models.panels, panel, found.s1) for found in seen.each]
     xy = sum_of(seen.share[..., None], positions)
     # the mean of the sizes, not of their squares: the far tails of a few percent need no room
@@ -174,6 +217,21 @@ def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, 
     return torch.sqrt(size**2 + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
 
 
+def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
+    """In which boxes (n,), of reflections hkl (n, 3), pixels need not be split: the Gaussian that stands for a pixel's
+    edges is off by less than `UNSEEN` of the noise of the brightest pixel."""
+    if len(models.components) > FEW:
+        return np.zeros(len(boxes), dtype=bool)
+    hkl, error = hkl.double(), torch.zeros(len(boxes), dtype=torch.float64)
+    for part in models.components:
+        q = hkl @ reciprocal_basis(part.crystal, hkl).T
+        found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
+        size = spot_size_px(models, part.crystal, q, found.s1, boxes.panel)
+        error = torch.maximum(error, (EDGE_ERROR / size**4).sum(1))
+    photons = boxes.largest(boxes.data * boxes.used)
+    return (error * torch.sqrt(photons) < UNSEEN).numpy()
+
+
 def observed_predictions(still: Still, models: Models) -> Predictions:
     """The indexed spots as predictions whose centroids are those observed; spots that the amplitudes lack are left."""
     known, sought = keys(still.amplitudes.hkl), keys(still.observed.hkl)
@@ -186,6 +244,7 @@ def observed_predictions(still: Still, models: Models) -> Predictions:
         torch.as_tensor(index),
         torch.as_tensor(hkl, dtype=models.panels.origin.dtype),
         torch.as_tensor(still.observed.panel[rows]),
+        components_seen(models, torch.as_tensor(hkl, dtype=models.panels.origin.dtype)),
     )
     return replace(found, xy_px=still.observed.xy_px[rows])
 
@@ -196,35 +255,39 @@ def keys(hkl: Ints) -> Ints:
     return (h * 2 * HKL_MAX + k) * 2 * HKL_MAX + l
 
 
-def half_sizes(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Ints:
-    """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
-    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + margin_px, HALF_MIN, HALF_MAX)
-    half_way = np.full(len(predictions), HALF_MAX, dtype=np.int64)
+def to_next_px(predictions: Predictions, rivals: Predictions) -> Floats:
+    """The distance (n,) of each prediction to the nearest rival on its panel, itself aside; inf without one."""
+    found = np.full(len(predictions), np.inf)
     for i in np.unique(predictions.panel):
         rows, others = predictions.panel == i, rivals.panel == i
         if others.sum() > 1:
             # the nearest prediction is the box's own
             distance, _ = cKDTree(rivals.xy_px[others]).query(predictions.xy_px[rows], k=2)
-            half_way[rows] = np.clip(np.ceil(distance[:, 1] / 2), HALF_MIN, HALF_MAX)
+            found[rows] = distance[:, 1]
+    return found
+
+
+def half_sizes(predictions: Predictions, next_px: Floats, margin_px: int = MARGIN_PX) -> Ints:
+    """Half-sizes (n, 2) of boxes in pixels: the spot and some background, not beyond half-way to the next spot."""
+    wanted = np.clip(np.ceil(WIDTHS * predictions.sigma_px).astype(np.int64) + margin_px, HALF_MIN, HALF_MAX)
+    half_way = np.clip(np.ceil(next_px / 2), HALF_MIN, HALF_MAX).astype(np.int64)
     return np.minimum(wanted, half_way[:, None])
-
-
-def by_size(predictions: Predictions, rivals: Predictions, margin_px: int = MARGIN_PX) -> Predictions:
-    """Small boxes first, so that boxes which are worked on together are alike."""
-    return predictions.select(np.argsort(half_sizes(predictions, rivals, margin_px).prod(1), kind="stable"))
 
 
 def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin_px: int = MARGIN_PX) -> Shoeboxes:
     """The boxes of the chosen predictions. `everything` are all predictions that compete for pixels, the chosen ones
     included; it may hold more, which then have no box of their own but whose tails are modelled."""
-    chosen = by_size(chosen, everything, margin_px)
-    half = half_sizes(chosen, everything, margin_px)
+    next_px = to_next_px(chosen, everything)
+    half = half_sizes(chosen, next_px, margin_px)
+    # small boxes first, so that boxes which are worked on together are alike
+    order = np.argsort(half.prod(1), kind="stable")
+    chosen, next_px, half = chosen.select(order), next_px[order], half[order]
     centre = np.floor(chosen.xy_px).astype(np.int64)
     corner, width = centre - half, 2 * half + 1
-    row, place = _counted(width.prod(1))
+    row, place = counted(width.prod(1))
     fast, slow = corner[row, 0] + place % width[row, 0], corner[row, 1] + place // width[row, 0]
     data, others, sigma_squared, on_panel, trusted = _gather(still, chosen.panel[row], slow, fast)
-    own = _nearest(chosen, everything, row, slow, fast)
+    own = _nearest(chosen, everything, next_px, row, slow, fast)
     used = own & trusted
     left_out = {
         "pixels nearer to another prediction": int((~own).sum()),
@@ -241,20 +304,23 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     left_out[f"tails beyond those of the nearest {MOST_TAILS} neighbours"] = dropped
     alike = np.argsort((node >= 0).sum(1), kind="stable")
     keep, node = np.nonzero(keep)[0][alike], node[alike]
-    packing = Packing.of(row, own & on_panel, keep, len(chosen))
+    # the pixels of the boxes that are kept, in their order
+    rank = np.full(len(chosen), -1)
+    rank[keep] = np.arange(len(keep))
+    pixel = np.flatnonzero(own & on_panel & (rank[row] >= 0))
+    pixel = pixel[np.argsort(rank[row[pixel]], kind="stable")]
+    row, x, y = row[pixel], x[pixel], y[pixel]
     spans = (np.ones(len(row)), x / half[row, 0], y / half[row, 1])
     return Shoeboxes(
-        BoxPixels(
-            torch.as_tensor(chosen.panel[keep]),
-            packing.packed(slow, corner[keep, 1]),
-            packing.packed(fast, corner[keep, 0]),
-        ),
-        packing.packed(np.ones(len(row), bool)),
-        packing.packed(used),
-        packing.packed(data),
-        packing.packed(others),
-        packing.packed(sigma_squared),
-        torch.stack([packing.packed(span) for span in spans], -1),
+        torch.as_tensor(chosen.panel[keep]),
+        torch.as_tensor(rank[row]),
+        torch.as_tensor(slow[pixel]),
+        torch.as_tensor(fast[pixel]),
+        torch.as_tensor(used[pixel]),
+        torch.as_tensor(data[pixel]),
+        torch.as_tensor(others[pixel]),
+        torch.as_tensor(sigma_squared[pixel]),
+        torch.as_tensor(np.stack(spans, -1)),
         np.stack([corner[:, 0], corner[:, 0] + width[:, 0], corner[:, 1], corner[:, 1] + width[:, 1]], -1)[keep],
         reflections,
         torch.as_tensor(node),
@@ -262,38 +328,10 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     )
 
 
-def _counted(counts: Ints) -> tuple[Ints, Ints]:
+def counted(counts: Ints) -> tuple[Ints, Ints]:
     """Of as many things as `counts` (n,) has in each row, the row and the number within it."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Where the pixels that are `chosen` (k,) of all stand in arrays (n, p), each box's first: box and place (c,)."""
-
-    chosen: Bools
-    box: Ints
-    place: Ints
-    shape: tuple[int, int]
-
-    @staticmethod
-    def of(row: Ints, mine: Bools, keep: Ints, count: int) -> "Packing":
-        """Of pixels (k,) of `count` boxes, those that are `mine` and of a box to `keep`, in that order."""
-        rank = np.full(count, -1)
-        rank[keep] = np.arange(len(keep))
-        chosen = mine & (rank[row] >= 0)
-        counts = np.bincount(row[chosen], minlength=count)
-        of, place = _counted(counts)
-        return Packing(chosen, rank[of], place, (len(keep), max(int(counts.max(initial=0)), 1)))
-
-    def packed(self, values: Floats | Ints | Bools, beside: Ints | None = None) -> Tensor:
-        """Values (k,) as an array (n, p); where a box has no more pixels that of its row `beside` (n,), else 0."""
-        array = np.zeros(self.shape, values.dtype)
-        if beside is not None:
-            array[:] = beside[:, None]
-        array[self.box, self.place] = values[self.chosen]
-        return torch.as_tensor(array)
 
 
 def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, Floats, Floats, Bools, Bools]:
@@ -317,14 +355,16 @@ def _gather(still: Still, panel: Ints, slow: Ints, fast: Ints) -> tuple[Floats, 
     return data, others, sigma_squared, on_panel, trusted
 
 
-def _nearest(chosen: Predictions, everything: Predictions, row: Ints, slow: Ints, fast: Ints) -> Bools:
+def _nearest(chosen: Predictions, everything: Predictions, next_px: Floats, row: Ints, slow: Ints, fast: Ints) -> Bools:
     """Whether each pixel (k,), of the box `row`, is at least as near to its centroid as to any other."""
-    own = np.zeros(len(row), bool)
     points = np.stack([fast + 0.5, slow + 0.5], -1)
-    to_own = np.linalg.norm(points - chosen.xy_px[row], axis=-1)
-    panel = chosen.panel[row]
-    for i in np.unique(chosen.panel):
-        here = panel == i
+    away = points - chosen.xy_px[row]
+    to_own = np.sqrt((away**2).sum(1))
+    own = to_own <= next_px[row] / 2
+    unsure = np.flatnonzero(~own)
+    panel = chosen.panel[row[unsure]]
+    for i in np.unique(panel):
+        here = unsure[panel == i]
         distance, _ = cKDTree(everything.xy_px[everything.panel == i]).query(points[here])
         own[here] = to_own[here] <= distance + 1e-9
     return own
@@ -333,23 +373,26 @@ def _nearest(chosen: Predictions, everything: Predictions, row: Ints, slow: Ints
 def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, Ints, int]:
     """The reflections that matter and, for each box, those that reach it: its own first, then the nearest neighbours
     whose spots are wide enough to cross the border half-way between; and how many more would."""
-    dropped = 0
-    lists: list[list[int]] = [[] for _ in range(len(chosen))]
     reach = 2 * TAIL_WIDTHS * everything.sigma_px.max(1, initial=0) + 2
+    boxes, rivals, apart = ([np.zeros(0, kind)] for kind in (np.int64, np.int64, np.float64))
     for i in np.unique(chosen.panel):
-        rows, others = np.nonzero(chosen.panel == i)[0], np.nonzero(everything.panel == i)[0]
-        near = cKDTree(everything.xy_px[others]).query_ball_point(chosen.xy_px[rows], float(reach[others].max()))
-        for row, found in zip(rows, near, strict=True):
-            rivals = others[np.asarray(found, dtype=np.int64)]
-            apart = np.linalg.norm(everything.xy_px[rivals] - chosen.xy_px[row], axis=1)
-            reaching = apart < reach[rivals]
-            names = everything.index[rivals[reaching][np.argsort(apart[reaching], kind="stable")]]
-            mine = [int(name) for name in names if name != chosen.index[row]]
-            lists[row] = mine[:MOST_TAILS]
-            dropped += len(mine) - len(lists[row])
-    names = np.unique(np.concatenate([chosen.index, *(np.asarray(one, dtype=np.int64) for one in lists)]))
-    width = 1 + max((len(one) for one in lists), default=0)
-    node = np.full((len(chosen), width), -1, dtype=np.int64)
-    for row, one in enumerate(lists):
-        node[row, : 1 + len(one)] = np.searchsorted(names, [int(chosen.index[row]), *one])
+        rows, others = np.flatnonzero(chosen.panel == i), np.flatnonzero(everything.panel == i)
+        trees = cKDTree(chosen.xy_px[rows]), cKDTree(everything.xy_px[others])
+        pairs = trees[0].sparse_distance_matrix(trees[1], float(reach[others].max()), output_type="ndarray")
+        near = pairs[pairs["v"] < reach[others[pairs["j"]]]]
+        boxes.append(rows[near["i"]])
+        rivals.append(others[near["j"]])
+        apart.append(near["v"])
+    box, index = np.concatenate(boxes), everything.index[np.concatenate(rivals)]
+    order = np.lexsort((index, np.concatenate(apart), box))
+    box, index = box[order], index[order]
+    others_only = index != chosen.index[box]
+    box, index = box[others_only], index[others_only]
+    counts = np.bincount(box, minlength=len(chosen))
+    _, rank = counted(counts)
+    dropped = int((rank >= MOST_TAILS).sum())
+    box, index, rank = (values[rank < MOST_TAILS] for values in (box, index, rank))
+    names = np.unique(np.concatenate([chosen.index, index]))
+    node = np.full((len(chosen), 1 + int(rank.max(initial=-1)) + 1), -1, dtype=np.int64)
+    node[:, 0], node[box, 1 + rank] = np.searchsorted(names, chosen.index), np.searchsorted(names, index)
     return names, node, dropped

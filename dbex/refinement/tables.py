@@ -9,9 +9,9 @@ from torch import Tensor
 from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.prior import known_of
-from dbex.refinement.shoeboxes import components_seen, sum_of
+from dbex.refinement.shoeboxes import Shoeboxes, components_seen, sum_of
 from dbex.refinement.summation import summed
-from dbex.still import Amplitudes, Bools, BoxTable, Floats, Ints, PixelTable, Still
+from dbex.still import Amplitudes, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.panel import stack_panels
@@ -59,7 +59,7 @@ def excitation(solved: Solved) -> Excitation:
     """Where the model puts the boxes' reflections, and how sure it is of their partiality."""
     objective, boxes = solved.objective, solved.objective.boxes
     hkl = objective.hkl[boxes.node[:, 0]].double()
-    panel = boxes.pixels.panel
+    panel = boxes.panel
 
     def ln_partiality(x: Tensor) -> tuple[Tensor]:
         seen = components_seen(objective.map.models(x), hkl)
@@ -94,14 +94,16 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
     own = boxes.node[:, 0]
     prior_mean, prior_sd = objective.prior.mean[own].numpy(), objective.prior.sd[own].numpy()
     with_partiality = variance + (value * at.ln_partiality_esd) ** 2
-    used = boxes.used.numpy()
-    z2 = squared_residuals(solved).numpy()
-    bragg, total = local.bragg.numpy(), (local.bragg + local.background).numpy()
-    count = used.sum(1)
-    size = np.array([p.pixel_size_mm for p in still.detector], dtype=float)[boxes.pixels.panel.numpy()]
+    used = boxes.used.double()
+
+    def total(values: Tensor) -> Floats:
+        return boxes.sums(values * used).numpy()
+
+    count = total(used)
+    size = np.array([p.pixel_size_mm for p in still.detector], dtype=float)[boxes.panel.numpy()]
     wavelength = float(as_tensor(objective.map.models(solved.x).beam.wavelength_A, solved.x))
     partiality = np.exp(-0.5 * at.k**2)
-    hkl, panel = objective.hkl[own].numpy(), boxes.pixels.panel.numpy()
+    hkl, panel = objective.hkl[own].numpy(), boxes.panel.numpy()
     row = matching_rows(still, hkl, panel)
     return BoxTable(
         hkl=hkl,
@@ -124,29 +126,29 @@ def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
         posterior_intensity=local.intensity[own].numpy(),
         posterior_variance=1 / (1 / variance + 1 / prior_sd**2),
         prior_intensity=prior_mean,
-        background_mean=(local.background.numpy() * used).sum(1) / count,
-        cc=correlation(boxes.data.numpy(), total, used),
-        chi2_per_pixel=(z2 * used).sum(1) / count,
-        signal_to_noise=(bragg * used).sum(1) / np.sqrt((solved.variance.numpy() * used).sum(1)),
-        pixels=count,
+        background_mean=total(local.background) / count,
+        cc=correlation(boxes, boxes.data, local.bragg + local.background),
+        chi2_per_pixel=total(squared_residuals(solved)) / count,
+        signal_to_noise=total(local.bragg) / np.sqrt(total(solved.variance)),
+        pixels=count.astype(np.int64),
         weight=weight.numpy(),
         row=row,
     )
 
 
 def squared_residuals(solved: Solved) -> Tensor:
-    """Z² (n, p) of every pixel, used or not."""
+    """Z² (N,) of every pixel, used or not."""
     boxes, local = solved.objective.boxes, solved.local
     return (boxes.data - local.background - local.bragg) ** 2 / solved.variance
 
 
-def correlation(x: Floats, y: Floats, used: Bools) -> Floats:
-    """Pearson's correlation (n,) over the used pixels of each box."""
-    count = np.maximum(used.sum(1, keepdims=True), 1)
-    dx = (x - (x * used).sum(1, keepdims=True) / count) * used
-    dy = (y - (y * used).sum(1, keepdims=True) / count) * used
-    norm = np.sqrt((dx**2).sum(1) * (dy**2).sum(1))
-    return (dx * dy).sum(1) / np.maximum(norm, 1e-300)
+def correlation(boxes: Shoeboxes, x: Tensor, y: Tensor) -> Floats:
+    """Pearson's correlation (n,) of two values of every pixel (N,) over the used pixels of each box."""
+    used = boxes.used.double()
+    count = boxes.sums(used).clamp_min(1)
+    dx, dy = ((a - (boxes.sums(a * used) / count)[boxes.box]) * used for a in (x, y))
+    norm = torch.sqrt(boxes.sums(dx**2) * boxes.sums(dy**2))
+    return (boxes.sums(dx * dy) / norm.clamp_min(1e-300)).numpy()
 
 
 def rank_correlation(x: Floats, y: Floats) -> float:
@@ -184,19 +186,17 @@ def centroids_as_read(still: Still, hkl: Ints, panel: Ints) -> Floats:
 def pixel_table(solved: Solved) -> PixelTable:
     """One row a pixel of the boxes and their panel."""
     boxes, local = solved.objective.boxes, solved.local
-    box, place = (a.numpy() for a in torch.nonzero(boxes.inside, as_tuple=True))
-    pick = (box, place)
     return PixelTable(
-        box=box,
-        panel=boxes.pixels.panel.numpy()[box],
-        slow=boxes.pixels.slow.numpy()[pick],
-        fast=boxes.pixels.fast.numpy()[pick],
-        data=boxes.data.numpy()[pick],
-        background=local.background.numpy()[pick],
-        other_lattices=boxes.others.numpy()[pick],
-        bragg=local.bragg.numpy()[pick],
-        variance=solved.variance.numpy()[pick],
-        used=boxes.used.numpy()[pick],
+        box=boxes.box.numpy(),
+        panel=boxes.panel[boxes.box].numpy(),
+        slow=boxes.slow.numpy(),
+        fast=boxes.fast.numpy(),
+        data=boxes.data.numpy(),
+        background=local.background.numpy(),
+        other_lattices=boxes.others.numpy(),
+        bragg=local.bragg.numpy(),
+        variance=solved.variance.numpy(),
+        used=boxes.used.numpy(),
     )
 
 
@@ -208,7 +208,7 @@ def figures_of_merit(solved: Solved, table: BoxTable, amplitudes: Amplitudes) ->
     """
     boxes, local = solved.objective.boxes, solved.local
     z2, used = squared_residuals(solved), boxes.used
-    core = used & (local.bragg > CORE * local.bragg.amax(1, keepdim=True))
+    core = used & (local.bragg > CORE * boxes.largest(local.bragg)[boxes.box])
     strong = table.signal_to_noise > STRONG
     known = strong & np.isfinite(table.intensity)
     own = boxes.reflections[boxes.node[:, 0].numpy()]

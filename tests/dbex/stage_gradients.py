@@ -17,7 +17,6 @@ from dbex.refinement.parameters import CELL
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from nanobrag_torch.config import override
-from nanobrag_torch.fused import BoxPixels
 from nanobrag_torch.profile import Quadrature
 from tests.dbex.small_still import MOSAICITY_DEG, SIZE_A, small_still
 from tests.dbex.stages import map_of, steps_of
@@ -29,7 +28,7 @@ def objective(stage):
     crystal = override(create_crystal_config(small.crystal), {"domain_size_A": SIZE_A, "mosaicity_deg": MOSAICITY_DEG})
     panels = panel_configs(small.detector, small.beam, None)
     map = map_of(crystal, panels, create_beam_config(small.beam), (CELL, np.eye(6)), stage, ln_scale=-8.0)
-    slow, fast = (axis.expand(2, -1) for axis in torch.cartesian_prod(torch.arange(6, 19), torch.arange(6, 19)).T)
+    slow, fast = (axis.repeat(2) for axis in torch.cartesian_prod(torch.arange(6, 19), torch.arange(6, 19)).T)
     generator = torch.Generator().manual_seed(9)
     data = 10 + torch.rand(slow.shape, generator=generator, dtype=torch.float64)
     everywhere = torch.ones(slow.shape, dtype=torch.bool)
@@ -37,8 +36,10 @@ def objective(stage):
     planes = torch.stack([torch.ones_like(x), x, y], -1).double()
     bbox, own = np.tile([6, 19, 6, 19], (2, 1)), torch.tensor([[0], [1]])
     boxes = Shoeboxes(
-        BoxPixels(torch.tensor([0, 1]), slow, fast),
-        everywhere,
+        torch.tensor([0, 1]),
+        torch.arange(2).repeat_interleave(len(slow) // 2),
+        slow,
+        fast,
         everywhere,
         data,
         torch.zeros_like(data),
@@ -60,7 +61,7 @@ def gradients(stage):
     variance = fit.first_variance()
     local = fit.solve_linear(x, variance)
     at = x.clone().requires_grad_()
-    predicted = local.background + (fit.profiles(at) @ local.intensity[fit.boxes.node][..., None])[..., 0]
+    predicted = local.background + (fit.profiles(at) * local.intensity[fit.boxes.node][fit.boxes.box]).sum(-1)
     chi2 = compute_masked_mse_loss(predicted, fit.boxes.data, fit.boxes.used, variance=variance) * predicted.numel()
     chi2.backward()
     priors = np.array([p.prior for p in fit.map.parameters])

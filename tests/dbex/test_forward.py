@@ -17,7 +17,6 @@ from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.refinement.widths import WIDTHS, begun
 from nanobrag_torch.config import override
-from nanobrag_torch.fused import BoxPixels
 from nanobrag_torch.profile import Pairs, Quadrature, ln_absolute_scale, profile
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.small_still import MOSAICITY_DEG, PIXELS, SIZE_A, small_still
@@ -30,22 +29,18 @@ LIKE = torch.zeros((), dtype=torch.float64)
 
 def as_shoeboxes(at, near):
     """The forward model's boxes as the refinement holds them, and which of a box's nodes reach which of its pixels
-    (boxes, pixels, nodes)."""
+    (pixels, nodes)."""
     reaches = torch.zeros(len(at.pixels[0]), len(near.index), dtype=torch.bool)
     reaches[near.pairs.pixel, near.pairs.node] = True
-    sizes = torch.bincount(at.box).tolist()
-
-    def of_boxes(values, padding):
-        return pad_sequence(list(torch.split(values[at.place], sizes)), batch_first=True, padding_value=padding)
-
-    _, slow, fast = (of_boxes(column, 0) for column in at.pixels)
-    inside, of_box = of_boxes(torch.ones(len(reaches), dtype=torch.bool), False), of_boxes(reaches, False)
+    of_box = torch.split(reaches[at.place], torch.bincount(at.box).tolist())
     node = pad_sequence([torch.nonzero(box.any(0))[:, 0] for box in of_box], batch_first=True, padding_value=-1)
-    chosen = torch.stack([box[:, names.clamp_min(0)] & (names >= 0) for box, names in zip(of_box, node, strict=True)])
-    empty = torch.zeros(slow.shape, dtype=torch.float64)
-    planes = torch.zeros(*slow.shape, 3, dtype=torch.float64)
-    pixels, bbox = BoxPixels(at.bounds[:, 0], slow, fast), at.bounds[:, 1:].numpy()
-    return Shoeboxes(pixels, inside, inside, empty, empty, empty, planes, bbox, near.index.numpy(), node, {}), chosen
+    chosen = torch.cat([box[:, names.clamp_min(0)] & (names >= 0) for box, names in zip(of_box, node, strict=True)])
+    _, slow, fast = (column[at.place] for column in at.pixels)
+    used, empty = torch.ones(len(slow), dtype=torch.bool), torch.zeros(len(slow), dtype=torch.float64)
+    planes = torch.zeros(len(slow), 3, dtype=torch.float64)
+    box, panel, bbox = at.box.sort().values, at.bounds[:, 0], at.bounds[:, 1:].numpy()
+    names = near.index.numpy()
+    return Shoeboxes(panel, box, slow, fast, used, empty, empty, empty, planes, bbox, names, node, {}), chosen
 
 
 class TestDB_AT_027_ZeroStep:
@@ -79,7 +74,7 @@ class TestDB_AT_027_ZeroStep:
             boxes, hkl[near.index], map, IntensityPrior(mean, mean), Quadrature(), torch.ones_like(boxes.data)
         )
         profiles = objective.profiles(torch.zeros(len(map), dtype=torch.float64)) * reaches
-        model = (profiles * mean[boxes.node.clamp_min(0)][:, None]).sum(-1)[boxes.inside]
+        model = (profiles * mean[boxes.node.clamp_min(0)][boxes.box]).sum(-1)
         expected = image[at.pixels][at.place]
         with acceptance_report(
             "DB-AT-027",

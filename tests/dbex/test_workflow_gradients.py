@@ -72,9 +72,9 @@ def objective_of(still, map, spots):
 
 
 def prediction(objective, x, local):
-    """The model (n, p) of all boxes at x, planes and intensities held."""
+    """The model (N,) of all pixels at x, planes and intensities held."""
     at_nodes = local.intensity[objective.boxes.node.clamp_min(0)] * (objective.boxes.node >= 0)
-    return local.background + (objective.profiles(x) @ at_nodes[..., None])[..., 0]
+    return local.background + (objective.profiles(x) * at_nodes[objective.boxes.box]).sum(-1)
 
 
 def backward(predicted, objective, variance):
@@ -108,15 +108,15 @@ class TestDB_AT_011_Workflow:
     def test_db_at_011_every_column_of_the_jacobian_is_that_of_autograd(self, fit):
         objective, x, _, local = fit
         at_nodes = local.intensity[objective.boxes.node.clamp_min(0)] * (objective.boxes.node >= 0)
-        columns = torch.cat([J for _, J in objective.jacobian(x, at_nodes)])
+        columns = objective.jacobian(x, at_nodes)
         generator = torch.Generator().manual_seed(5)
         at = x.clone().requires_grad_()
         predicted = prediction(objective, at, local)
         for _ in range(3):
             weights = torch.randn(predicted.shape, generator=generator, dtype=torch.float64)
             (gradient,) = torch.autograd.grad(predicted, at, weights, retain_graph=True)
-            closed = (columns * weights[..., None]).sum((0, 1))
-            size = torch.sqrt((columns * weights[..., None]).square().sum((0, 1)))
+            closed = (columns * weights[:, None]).sum(0)
+            size = torch.sqrt((columns * weights[:, None]).square().sum(0))
             assert (size > 0).all()
             assert ((gradient - closed).abs() < CLOSED_FORM_JACOBIAN_RELATIVE * size).all()
 
@@ -139,21 +139,20 @@ class TestDB_AT_011_Workflow:
         objective, x, variance, local = fit
         boxes = objective.boxes
         at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-        J = torch.cat([J for _, J in objective.jacobian(x, at_nodes)])
-        root = torch.sqrt(objective.weights(variance)).flatten()
-        n, p, count = len(boxes), boxes.data.shape[1], len(objective.prior.mean)
-        planes = torch.zeros(n, p, n, 3, dtype=torch.float64)
-        planes[torch.arange(n), :, torch.arange(n)] = boxes.basis
-        intensities = torch.zeros(n, p, count, dtype=torch.float64)
+        J, profiles = objective.jacobian(x, at_nodes), objective.profiles_of(local.columns)
+        root = torch.sqrt(objective.weights(variance))
+        pixel = torch.arange(len(root))
+        planes = torch.zeros(len(root), len(boxes), 3, dtype=torch.float64)
+        planes[pixel, boxes.box] = boxes.basis
+        intensities = torch.zeros(len(root), len(objective.prior.mean), dtype=torch.float64)
         for k in range(boxes.node.shape[1]):
-            real = torch.nonzero(boxes.node[:, k] >= 0)[:, 0]
-            intensities[real, :, boxes.node[real, k]] += local.profiles[real, :, k]
-        linear = torch.cat([planes.view(n * p, -1), (intensities * objective.prior.sd).view(n * p, -1)], 1)
-        rows = torch.cat([J.view(n * p, -1), linear], 1) * root[:, None]
+            node = boxes.node[boxes.box, k]
+            intensities[pixel[node >= 0], node[node >= 0]] += profiles[node >= 0, k]
+        rows = torch.cat([J, planes.flatten(1), intensities * objective.prior.sd], 1) * root[:, None]
         whole = rows.T @ rows
         free = len(x)
         whole[range(free), range(free)] += torch.as_tensor(np.array([q.prior**-2.0 for q in objective.map.parameters]))
-        last = range(len(whole) - count, len(whole))
+        last = range(len(whole) - len(objective.prior.mean), len(whole))
         whole[last, last] += 1.0
         A, B, C = whole[:free, :free], whole[:free, free:], whole[free:, free:]
         schur = A - B @ torch.linalg.solve(C, B.T)

@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 
-from nanobrag_torch import compiling, fused
+from nanobrag_torch import compiling, fused, passes
 from nanobrag_torch.compiling import CompilationError, Compiled, compiled
 from nanobrag_torch.profile import Quadrature
 from tests.tolerances import COMPILED_RELATIVE
 
-PASSES = [fused.profile_pass, fused.moment_pass, fused.panel_pass, fused.beam_pass]
+PASSES = [value for value in vars(passes).values() if isinstance(value, Compiled)]
+CASES = [(of, rule) for of in PASSES for rule in of.shapes]
 LIKE = torch.zeros((), dtype=torch.float64)
 
 
@@ -49,21 +50,29 @@ def boxes(seed, count, n_boxes=5, pixels=30):
     return (slow, fast, panel, beam, nodes[None]), uniform(n_boxes, count) - 0.2, uniform(n_boxes, pixels)
 
 
-def arguments(of, seed):
+def arguments(of, rule, seed):
     """What a pass takes, of boxes with one to three nodes."""
-    scene, weights, root = boxes(seed, count=1 + seed % 3)
-    return {fused.profile_pass: scene, fused.moment_pass: (*scene, root)}.get(of, (*scene, weights, root))
+    (*scene, nodes), weights, root = boxes(seed, count=1 + seed % 3)
+    rays = passes.ray_pass.function(*scene, rule=rule)
+    pulls = passes.pull_pass.function(rays, nodes, weights, root, rule=rule)
+    taken = {
+        passes.ray_pass: scene,
+        passes.profile_pass: (rays, nodes),
+        passes.moment_pass: (rays, nodes, root),
+        passes.pull_pass: (rays, nodes, weights, root),
+    }
+    return taken.get(of, (*scene, pulls))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", PASSES, ids=lambda of: of.name)
-def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, monkeypatch):
-    if not of.package.exists():
+@pytest.mark.parametrize(("of", "rule"), CASES, ids=lambda of: getattr(of, "name", None))
+def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, rule, monkeypatch):
+    if not of.package(rule).exists():
         pytest.skip(f"{of.name} is not compiled on this machine: make compile")
     monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
     for seed in range(20):
-        given = arguments(of, seed)
-        found, expected = of(*given, rule=Quadrature()), of.function(*given, rule=Quadrature())
+        given = arguments(of, rule, seed)
+        found, expected = of(*given, rule=rule), of.function(*given, rule=rule)
         size = expected.abs().amax(-1, keepdim=True)
         assert (size > 0).all()
         assert ((found - expected).abs() < COMPILED_RELATIVE * size).all()
@@ -72,18 +81,17 @@ def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, monkeypatch):
 USES_EVERY_PASS = """
 import os
 import signal
-from nanobrag_torch.profile import Quadrature
-from tests.nanobrag_torch.test_compiling import PASSES, arguments
-for of in PASSES:
-    assert of.package.exists()
-    of(*arguments(of, 1), rule=Quadrature())
+from tests.nanobrag_torch.test_compiling import CASES, arguments
+for of, rule in CASES:
+    assert of.package(rule).exists()
+    of(*arguments(of, rule, 1), rule=rule)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_while_it_uses_compiled_passes_leaves_nothing_behind(tmp_path):
-    if not all(of.package.exists() for of in PASSES):
+    if compiling.missing():
         pytest.skip("the passes are not compiled on this machine: make compile")
     environment = {key: value for key, value in os.environ.items() if key != "NANOBRAGG_DISABLE_COMPILE"}
     environment |= {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -99,10 +107,10 @@ def doubled(monkeypatch, tmp_path):
     monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
     called = []
 
-    @compiled(("b", "p"), scale=2.0)
-    def twice(x, scale):
-        called.append(scale)
-        return scale * x
+    @compiled({2.0: (("b", "p"),)})
+    def twice(x, *, rule):
+        called.append(rule)
+        return rule * x
 
     return twice, called
 
@@ -113,30 +121,30 @@ def test_a_function_is_compiled_when_asked_and_not_before(doubled):
         pytest.skip("g++ is absent")
     twice, called = doubled
     x = torch.rand(3, 4, dtype=torch.float64)
-    assert torch.equal(twice(x, scale=2.0), 2 * x)
+    assert torch.equal(twice(x, rule=2.0), 2 * x)
     assert called == [2.0]
-    twice.build()
+    twice.build(2.0)
     called.clear()
     for shape in ((3, 4), (1, 1), (50, 7)):
         x = torch.rand(*shape, dtype=torch.float64)
-        assert torch.equal(twice(x, scale=2.0), 2 * x)
-        assert torch.equal(twice(torch.rand(shape[::-1], dtype=torch.float64).T, scale=2.0).isfinite(), x > -1)
+        assert torch.equal(twice(x, rule=2.0), 2 * x)
+        assert torch.equal(twice(torch.rand(shape[::-1], dtype=torch.float64).T, rule=2.0).isfinite(), x > -1)
     assert called == []
     plain_only(twice, called)
 
 
 def plain_only(twice, called):
-    """Single precision, other choices and what is differentiated go to the plain function."""
+    """Single precision, other rules and what is differentiated go to the plain function."""
     x = torch.rand(3, 4, dtype=torch.float64)
-    assert twice(x.float(), scale=2.0).dtype == torch.float32
-    assert torch.equal(twice(x, scale=3.0), 3 * x)
+    assert twice(x.float(), rule=2.0).dtype == torch.float32
+    assert torch.equal(twice(x, rule=3.0), 3 * x)
     x.requires_grad_()
-    twice(x, scale=2.0).sum().backward()
+    twice(x, rule=2.0).sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 2.0))
     assert called == [2.0, 3.0, 2.0]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("NANOBRAGG_DISABLE_COMPILE", "1")
-        twice(x.detach(), scale=2.0)
+        twice(x.detach(), rule=2.0)
     assert len(called) == 4
 
 
@@ -147,8 +155,8 @@ def test_what_cannot_be_compiled_is_said_in_a_sentence(doubled, monkeypatch):
     monkeypatch.setattr(compiling, "_package", broken)
     twice, _ = doubled
     with pytest.raises(CompilationError, match=r"^no space left$"):
-        twice.build()
-    assert not twice.package.exists()
+        twice.build(2.0)
+    assert not twice.package(2.0).exists()
 
 
 def test_packages_of_other_sources_are_not_taken(monkeypatch, tmp_path):
@@ -160,5 +168,10 @@ def test_packages_of_other_sources_are_not_taken(monkeypatch, tmp_path):
     compiling.folder.cache_clear()
 
 
-def test_every_pass_can_be_compiled():
-    assert [value for value in vars(fused).values() if isinstance(value, Compiled)] == PASSES
+def test_every_pass_is_compiled_for_the_rules_of_a_refinement():
+    names = {"ray_pass", "profile_pass", "moment_pass", "pull_pass", "panel_pass", "beam_pass"}
+    assert {of.name for of in PASSES} == names
+    for of in PASSES:
+        assert Quadrature() in of.shapes
+        # of a single sample the pulls are sums of moments
+        assert (Quadrature(oversample=1) in of.shapes) == (of is not passes.pull_pass)

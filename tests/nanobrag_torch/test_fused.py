@@ -32,7 +32,7 @@ STILL = bragg(0.05, BLOCKS, SENSOR, {"bandwidth": 1e-3})
 #: A second panel beside the first whose normal points to the crystal.
 BEHIND = replace(STILL.detector[0], slow_axis=-1 * STILL.detector[0].slow_axis, distance_mm=-60.0, origin_slow_mm=-7.0)
 PANELS = stack_panels([STILL.detector[0], BEHIND], LIKE)
-RULES = [Quadrature(), Quadrature(oversample=1, layers=3)]
+RULES = [Quadrature(), Quadrature(oversample=1), Quadrature(oversample=1, layers=3)]
 #: Two boxes of 25 pixels, one on each panel, each with a node of its own and a neighbour's tails.
 NODES = torch.cat([HKL, HKL + torch.tensor([[1, 0, 0]]), HKL, HKL - torch.tensor([[0, 1, 0]])])
 GRID = torch.cartesian_prod(torch.arange(5), torch.arange(5))
@@ -110,7 +110,7 @@ def test_every_column_is_that_of_autograd_through_the_readable_profile(rule, pol
     rays = ray_columns(panels, jacobian(lambda x: ray_numbers(*geometry(x)), X)).of(BOXES.panel)
     root = torch.ones_like(BOXES.slow, dtype=X.dtype)
     derivatives = box_derivatives(rows_of(at), maps, WEIGHTS, scene(panels, beam, BOXES, rule), root, rays)
-    found = derivatives.sums.transpose(1, 2) @ derivatives.map
+    found = derivatives.by_x(derivatives.sums).transpose(1, 2)
     expected = torch.autograd.functional.jacobian(lambda x: (readable(x, rule) * WEIGHTS[:, None]).sum(-1), X)
     for column in range(len(X)):
         size = expected[..., column].abs().amax(1, keepdim=True)

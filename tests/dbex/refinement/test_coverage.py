@@ -34,10 +34,10 @@ class Drawing:
     planes: torch.Tensor
 
     def data(self, rng, intensity):
-        """Photons (n, p) of reflections with those intensities (m,)."""
+        """Photons (N,) of reflections with those intensities (m,)."""
         boxes = self.objective.boxes
         at_nodes = torch.as_tensor(intensity)[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-        expected = (self.profiles @ at_nodes[..., None])[..., 0] + (boxes.basis @ self.planes[..., None])[..., 0]
+        expected = (self.profiles * at_nodes[boxes.box]).sum(-1) + (boxes.basis * self.planes[boxes.box]).sum(-1)
         return torch.as_tensor(rng.poisson(expected.clamp_min(0)).astype(np.float64))
 
 

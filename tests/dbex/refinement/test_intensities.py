@@ -53,15 +53,15 @@ def test_drawn_photons_give_back_overlapping_intensities_within_their_esds(crowd
     rng = np.random.default_rng(5)
     mean, sd = objective.prior.mean.numpy(), objective.prior.sd.numpy()
     truth = mean * np.exp(rng.normal(0, 0.5, len(mean)))
-    at = local.profiles
+    at = objective.profiles_of(local.columns)
     pulls = []
     for _ in range(DRAWS):
         truth[~boxed] = (mean + sd * rng.normal(size=len(mean)))[~boxed]
-        bragg = (at @ objective.at_nodes(torch.as_tensor(truth))[..., None])[..., 0]
+        bragg = (at * objective.at_nodes(torch.as_tensor(truth))[objective.boxes.box]).sum(-1)
         data = bragg + 9.0 + torch.sqrt(variance) * torch.as_tensor(rng.normal(size=bragg.shape))
         columns = [part.clone() for part in local.columns]
         for group, part in zip(objective.groups.groups, columns, strict=True):
-            part[:, DATA] = data[group.part, : group.pixels]
+            part[:, DATA] = group.spread(data)
         value, found = solved_without_prior(objective, variance, replace(local, columns=columns))
         pulls.append((value - truth[own]) / np.sqrt(found))
     overlapped = (objective.boxes.node >= 0).sum(1).numpy() > 1

@@ -45,15 +45,15 @@ def dense(objective, x, variance):
     count, m = len(boxes), len(objective.prior.mean)
     rows, right = [], []
     for b in range(count):
-        for p in torch.nonzero(boxes.used[b])[:, 0].tolist():
+        for p in torch.nonzero(boxes.used & (boxes.box == b))[:, 0].tolist():
             row = np.zeros(3 * count + m)
-            row[3 * b : 3 * b + 3] = boxes.basis[b, p]
+            row[3 * b : 3 * b + 3] = boxes.basis[p]
             for k, node in enumerate(boxes.node[b].tolist()):
                 if node >= 0:
-                    row[3 * count + node] = profiles[b, p, k]
-            root = 1 / np.sqrt(variance[b, p].item())
+                    row[3 * count + node] = profiles[p, k]
+            root = 1 / np.sqrt(variance[p].item())
             rows.append(row * root)
-            right.append(boxes.data[b, p].item() * root)
+            right.append(boxes.data[p].item() * root)
     for node in range(m):
         row = np.zeros(3 * count + m)
         row[3 * count + node] = 1 / objective.prior.sd[node].item()
@@ -71,8 +71,8 @@ def solution_of(rows, right):
 
 def test_the_spots_of_these_boxes_overlap(crowded):
     objective, _, _, local = crowded
-    profiles = local.profiles / local.profiles[..., :1].sum(1, keepdim=True)
-    assert profiles[..., 1:].sum(1).max() > 0.05
+    light = objective.boxes.sums(objective.profiles_of(local.columns))
+    assert (light[:, 1:] / light[:, :1]).max() > 0.05
     reaching = [set(row[row >= 0].tolist()) for row in objective.boxes.node]
     assert sum(len(a & b) > 1 for a in reaching for b in reaching if a is not b) > 2
 
@@ -103,7 +103,7 @@ def test_the_covariance_of_the_model_is_a_block_of_the_dense_one(crowded):
     objective, x, variance, local = crowded
     boxes = objective.boxes
     at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-    J = torch.cat([part for _, part in objective.jacobian(x, at_nodes)])[boxes.used]
+    J = objective.jacobian(x, at_nodes)[boxes.used]
     weighted = (J / torch.sqrt(variance[boxes.used])[:, None]).numpy()
     rows, _ = dense(objective, x, variance)
     n, pixels = len(x), len(weighted)
@@ -160,9 +160,9 @@ def test_the_gradient_is_that_of_the_merit_with_all_that_is_linear_solved_anew(c
 
 def test_a_robust_weight_of_nothing_is_a_pixel_less(crowded):
     objective, x, variance, local = crowded
-    b, p = (index[0] for index in torch.nonzero(objective.boxes.used, as_tuple=True))
+    p = torch.nonzero(objective.boxes.used)[0, 0]
     weight, used = objective.weight.clone(), objective.boxes.used.clone()
-    weight[b, p], used[b, p] = 0.0, False
+    weight[p], used[p] = 0.0, False
     weighed = replace(objective, weight=weight).solve_linear(x, variance)
     without = replace(objective, boxes=replace(objective.boxes, used=used)).solve_linear(x, variance)
     assert weighed.merit == without.merit != local.merit

@@ -46,34 +46,32 @@ def built(request):
     return still, everything, boxes
 
 
-def pixels_of(boxes, which):
-    """panel, slow and fast (3, n) of the pixels (boxes, pixels) that `which` names."""
-    box, place = torch.nonzero(which, as_tuple=True)
-    return torch.stack([boxes.pixels.panel[box], boxes.pixels.slow[box, place], boxes.pixels.fast[box, place]]).numpy()
+def pixels_of(boxes, which=...):
+    """panel, slow and fast (3, n) of all pixels, or of those that `which` names."""
+    return torch.stack([boxes.panel[boxes.box], boxes.slow, boxes.fast])[:, which].numpy()
 
 
 def pixel_names(boxes):
     """Box and pixel of every used pixel: reflection, panel, slow, fast."""
     own = boxes.reflections[boxes.node[:, 0].numpy()]
-    box = torch.nonzero(boxes.used, as_tuple=True)[0].numpy()
+    box = boxes.box[boxes.used].numpy()
     return set(map(tuple, np.vstack([own[box], pixels_of(boxes, boxes.used)]).T.tolist()))
 
 
 def test_a_pixel_counts_once(built):
     _, _, boxes = built
-    pixels = pixels_of(boxes, boxes.inside)
+    pixels = pixels_of(boxes)
     assert len(np.unique(pixels, axis=1).T) == pixels.shape[1]
-    assert not (boxes.used & ~boxes.inside).any()
 
 
 def test_a_pixel_belongs_to_the_prediction_nearest_to_it(built):
     _, everything, boxes = built
-    for panel in np.unique(boxes.pixels.panel):
+    for panel in np.unique(boxes.panel):
         rivals = everything.panel == panel
         tree = cKDTree(everything.xy_px[rivals])
-        for b in np.nonzero(boxes.pixels.panel.numpy() == panel)[0]:
-            inside = boxes.inside[b]
-            points = torch.stack([boxes.pixels.fast[b, inside], boxes.pixels.slow[b, inside]], -1).numpy() + 0.5
+        for b in np.nonzero(boxes.panel.numpy() == panel)[0]:
+            mine = boxes.box == b
+            points = torch.stack([boxes.fast[mine], boxes.slow[mine]], -1).numpy() + 0.5
             distance, _ = tree.query(points)
             own = everything.index == boxes.reflections[boxes.node[b, 0]]
             centre = everything.xy_px[own & rivals][0]
@@ -87,7 +85,7 @@ def test_boxes_end_half_way_to_the_next_spot_but_leave_room_for_a_plane(built):
     assert half.max() <= HALF_MAX
     for b, (x0, _, y0, _) in enumerate(boxes.bbox):
         centre = np.array([x0, y0]) + half[b] + 0.5
-        same = everything.panel == boxes.pixels.panel[b].item()
+        same = everything.panel == boxes.panel[b].item()
         distance = np.sort(np.linalg.norm(everything.xy_px[same] - centre, axis=1))
         if len(distance) > 1:
             assert half[b].max() <= max(HALF_MIN, distance[1] / 2 + 2)
@@ -95,8 +93,10 @@ def test_boxes_end_half_way_to_the_next_spot_but_leave_room_for_a_plane(built):
 
 def test_pixels_lie_within_their_box_and_on_their_panel(built):
     still, _, boxes = built
-    panel, slow, fast = pixels_of(boxes, boxes.inside)
-    box = torch.nonzero(boxes.inside)[:, 0].numpy()
+    panel, slow, fast = pixels_of(boxes)
+    box = boxes.box.numpy()
+    assert (np.diff(box) >= 0).all()
+    assert (boxes.counts > 0).all()
     x0, x1, y0, y1 = boxes.bbox[box].T
     assert ((fast >= x0) & (fast < x1) & (slow >= y0) & (slow < y1)).all()
     shapes = np.array([p.shape for p in still.detector])
@@ -120,12 +120,11 @@ def test_what_a_box_holds_is_what_the_image_holds(built):
     panel, slow, fast = pixels_of(boxes, boxes.used)
     read = np.array([still.images_photons[p][s, f] for p, s, f in zip(panel, slow, fast, strict=True)])
     np.testing.assert_array_equal(boxes.data[boxes.used].numpy(), read)
-    assert not boxes.used[~boxes.inside].any()
 
 
 def test_a_box_has_its_own_reflection_first_and_no_other_twice(built):
     _, everything, boxes = built
-    for row, panel in zip(boxes.node.numpy(), boxes.pixels.panel.tolist(), strict=True):
+    for row, panel in zip(boxes.node.numpy(), boxes.panel.tolist(), strict=True):
         real = row[row >= 0]
         assert (row[len(real) :] == -1).all()
         assert len(set(real)) == len(real)
@@ -164,11 +163,11 @@ def test_what_is_held_out_has_no_box_but_its_tail_stays_in_those_of_its_neighbou
 
 def test_planes_are_spanned_by_a_constant_and_two_slopes_of_order_one(built):
     _, _, boxes = built
-    basis = boxes.basis[boxes.inside]
+    basis = boxes.basis
     assert (basis[:, 0] == 1).all()
     assert basis.abs().max() <= 1
-    box = torch.nonzero(boxes.inside)[:, 0].numpy()
-    _, slow, fast = pixels_of(boxes, boxes.inside)
+    box = boxes.box.numpy()
+    _, slow, fast = pixels_of(boxes)
     x0, x1, y0, y1 = boxes.bbox[box].T
     np.testing.assert_allclose(basis[:, 1], (fast + 0.5 - (x0 + x1) / 2) / ((x1 - x0 - 1) / 2), atol=1e-12)
     np.testing.assert_allclose(basis[:, 2], (slow + 0.5 - (y0 + y1) / 2) / ((y1 - y0 - 1) / 2), atol=1e-12)

@@ -16,12 +16,13 @@ DRAWS = 300
 
 def drawn(objective, local, variance, truth, rng):
     """The objective and its linear optimum with other data: spots of these intensities (m,) on 9 photons a pixel."""
-    bragg = (local.profiles @ objective.at_nodes(torch.as_tensor(truth))[..., None])[..., 0]
+    at_nodes = objective.at_nodes(torch.as_tensor(truth))[objective.boxes.box]
+    bragg = (objective.profiles_of(local.columns) * at_nodes).sum(-1)
     data = bragg + 9.0 + torch.sqrt(variance) * torch.as_tensor(rng.normal(size=bragg.shape))
     boxes = replace(objective.boxes, data=data, others=torch.zeros_like(data))
     columns = [part.clone() for part in local.columns]
     for group, part in zip(objective.groups.groups, columns, strict=True):
-        part[:, DATA] = data[group.part, : group.pixels]
+        part[:, DATA] = group.spread(data)
     objective = replace(objective, boxes=boxes)
     return objective, objective.solve_with(columns, variance)
 
@@ -47,7 +48,7 @@ def test_sums_of_drawn_photons_give_back_intensities_within_their_esds(crowded):
 def test_a_spot_without_a_used_pixel_has_no_sum(crowded):
     objective, _, variance, local = crowded
     used = objective.boxes.used.clone()
-    used[0] = False
+    used[objective.boxes.box == 0] = False
     before, _ = summed(objective, variance, local)
     value, spread = summed(replace(objective, boxes=replace(objective.boxes, used=used)), variance, local)
     assert np.isfinite(before[0])

@@ -7,7 +7,7 @@ import torch
 from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import Shoeboxes, observed_predictions, shoeboxes
 from dbex.refinement.tables import Solved, box_table, correlation, excitation
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import centroids
@@ -103,5 +103,21 @@ def test_correlation_is_pearsons_over_the_used_pixels():
     x, y, used = rng.normal(size=(4, 50)), rng.normal(size=(4, 50)), rng.random((4, 50)) < 0.7
     y[1] += 3 * x[1]
     y[2, ~used[2]] = 1e9
-    for row, found in enumerate(correlation(x, y, used)):
+    four, none = torch.arange(4), torch.zeros(200)
+    boxes = Shoeboxes(
+        four,
+        four.repeat_interleave(50),
+        none,
+        none,
+        torch.as_tensor(used.ravel()),
+        none,
+        none,
+        none,
+        torch.zeros(200, 3),
+        np.zeros((4, 4), dtype=np.int64),
+        np.arange(4),
+        four[:, None],
+        {},
+    )
+    for row, found in enumerate(correlation(boxes, *(torch.as_tensor(a.ravel()) for a in (x, y)))):
         assert found == pytest.approx(np.corrcoef(x[row, used[row]], y[row, used[row]])[0, 1], abs=1e-12)

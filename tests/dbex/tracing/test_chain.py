@@ -89,15 +89,14 @@ class TestDB_AT_040_Trace:
             scene = scene_of_boxes(still, boxes)
             errors = []
             for box in range(len(boxes)):
-                where = int((profiles[box, :, 0] * boxes.inside[box]).argmax())
-                panel = int(boxes.pixels.panel[box])
-                pixel = (panel, int(boxes.pixels.slow[box, where]), int(boxes.pixels.fast[box, where]))
+                where = int(torch.where(boxes.box == box, profiles[:, 0], -torch.inf).argmax())
+                pixel = (int(boxes.panel[box]), int(boxes.slow[where]), int(boxes.fast[where]))
                 found = trace_pixel(scene, pixel, COUNTS)
                 wanted = hkl[boxes.node[box, 0]].tolist()
                 node = found.value("indices").index(wanted)
                 one = found.value("Bragg photons of each node")[node] / found.value("amplitude")[node] ** 2
                 ln_scale = found.value("ln amplitude for |F|² = 1")[node]
-                errors.append(relative_error(one / math.exp(ln_scale - 1.0), profiles[box, where, 0].item()))
+                errors.append(relative_error(one / math.exp(ln_scale - 1.0), profiles[where, 0].item()))
             values["boxes"], values["largest relative difference"] = len(errors), max(errors)
             assert len(errors) == 12
             assert max(errors) < ZERO_STEP_RELATIVE
@@ -183,7 +182,7 @@ def scene_of_boxes(still, boxes):
     from dbex.physics.candidates import pixels_of
     from dbex.physics.forward import scene_of as scene
 
-    slices = [(int(p), tuple(b)) for p, b in zip(boxes.pixels.panel, boxes.bbox.tolist(), strict=True)]
+    slices = [(int(p), tuple(b)) for p, b in zip(boxes.panel, boxes.bbox.tolist(), strict=True)]
     at = pixels_of(slices, still.detector[0].shape, LIKE.device)
     F = torch.as_tensor(still.amplitudes.F)
     return scene(still.crystal, still.detector, still.beam, at, torch.as_tensor(still.amplitudes.hkl), F, LIKE + 1)
