@@ -55,6 +55,7 @@ CASES = {
         for name in ("exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "sinh")
     },
     "abs": lambda x: (torch.abs(x - 1),),
+    "clamp_min": lambda x: (x.clamp_min(1.0), matrix(x).clamp_min(2.0)),
     "log_sigmoid": lambda x: (torch.nn.functional.logsigmoid(x - 1),),
     "logsumexp": lambda x: (torch.logsumexp(matrix(x), 0), torch.logsumexp(matrix(x), -1)),
     "linalg_cross": lambda x: (

@@ -8,12 +8,13 @@ from dbex.refinement.captured import wave_numbers
 from dbex.refinement.conclude import reported_slopes
 from dbex.refinement.objective import component_rows
 from dbex.refinement.search import spot_offsets
+from dbex.refinement.shoeboxes import components_seen
 from nanobrag_torch.fused import ray_numbers
 from nanobrag_torch.jacobian import jacobian
 from tests.dbex.stages import STAGES, map_of, steps_of
 from tests.differences import extrapolated_difference
 from tests.reverse import largest_difference, reverse_jacobian
-from tests.tolerances import EXTRAPOLATED_DIFFERENCE_RELATIVE, FORWARD_RELATIVE
+from tests.tolerances import CLOSED_FORM_JACOBIAN_RELATIVE, EXTRAPOLATED_DIFFERENCE_RELATIVE, FORWARD_RELATIVE
 
 
 @pytest.fixture(params=STAGES)
@@ -38,6 +39,16 @@ def test_numbers_of_nodes_rays_and_spots_have_their_derivatives(still, map, x):
         return (*wave_numbers(models.beam, x), rows, *of_rays, models.panels.distance, offset, angle)
 
     assert largest_difference(jacobian(numbers, x), reverse_jacobian(numbers, x)) < FORWARD_RELATIVE
+
+
+def test_partialities_have_their_derivatives(still, map, x):
+    hkl = torch.as_tensor(still.observed.hkl, dtype=x.dtype)
+
+    def numbers(x):
+        seen = components_seen(map.models(x), hkl)
+        return (seen.k, seen.share, *(each.width for each in seen.each))
+
+    assert largest_difference(jacobian(numbers, x), reverse_jacobian(numbers, x)) < CLOSED_FORM_JACOBIAN_RELATIVE
 
 
 def test_panels_have_their_derivatives(map, x):
