@@ -5,11 +5,9 @@ from functools import partial
 import torch
 
 from benchmarks.timing import cpu_seconds
-from nanobrag_torch import fused
-from nanobrag_torch.profile import Quadrature
+from nanobrag_torch import passes as kernels
 
 BOXES, PIXELS = 64, 225
-RULE = Quadrature()
 
 
 def boxes(count=1):
@@ -29,36 +27,57 @@ def boxes(count=1):
     return (slow, fast, panel, beam, nodes), uniform(BOXES, count), uniform(BOXES, PIXELS)
 
 
-def passes():
+def passes(rule):
     """Rows: pass, plain and compiled in ns a pixel, their ratio, largest difference in part of the largest."""
-    given, weights, root = boxes()
+    (*of_boxes, nodes), weights, root = boxes()
+    rays = kernels.ray_pass(*of_boxes, rule=rule)
+    pulls = kernels.pull_pass(rays, nodes, weights, root, rule=rule)
     calls = [
-        ("profiles", fused.profile_pass, given),
-        ("ten sums of a node", fused.moment_pass, (*given, root)),
-        ("six sums of a panel", fused.panel_pass, (*given, weights, root)),
-        ("ten sums of the beam", fused.beam_pass, (*given, weights, root)),
+        (kernels.ray_pass, of_boxes),
+        (kernels.profile_pass, (rays, nodes)),
+        (kernels.moment_pass, (rays, nodes, root)),
+        (kernels.pull_pass, (rays, nodes, weights, root)),
+        (kernels.panel_pass, (*of_boxes, pulls)),
+        (kernels.beam_pass, (*of_boxes, pulls)),
     ]
     rows = []
-    for name, function, arguments in calls:
-        if not function.package.exists():
+    for function, arguments in calls:
+        if rule not in function.shapes:
+            continue
+        if rule in function.missing():
             raise SystemExit("nothing is compiled yet: run `make compile` first")
-        plain = cpu_seconds(partial(function.function, *arguments, rule=RULE))
-        compiled = cpu_seconds(partial(function, *arguments, rule=RULE))
-        found, expected = function(*arguments, rule=RULE), function.function(*arguments, rule=RULE)
+        plain = cpu_seconds(partial(function.function, *arguments, rule=rule))
+        compiled = cpu_seconds(partial(function, *arguments, rule=rule))
+        found, expected = function(*arguments, rule=rule), function.function(*arguments, rule=rule)
         difference = float((found - expected).abs().max() / expected.abs().max())
         scale = 1e9 / (BOXES * PIXELS)
-        rows.append((name, plain * scale, compiled * scale, plain / compiled, difference))
+        rows.append((function.name, plain * scale, compiled * scale, plain / compiled, difference))
     return rows
 
 
-#: What a pixel cannot do without: exponentials of four samples and of the sensor's absorption, square roots with a
-#: division, which take half of one, and multiply-adds, 45 a sample for its place, its factors and the node's quadratic
-#: form; more for the sums: those of each pass, in the order of passes().
-EXPONENTIALS, ROOTS, MULTIPLY_ADDS = 7, 5, 4 * 45
-FOR_SUMS = (4, 4 * 22, 4 * 40, 4 * 30)
+#: What each pass is for, and what a pixel cannot do without in it, of one sample and for each further one: exponentials
+#: (of the sensor's absorption, once), square roots with a division, which take half of one, and multiply-adds.
+PASSES = {
+    "ray_pass": ("rays: q, solid angle, polarisation, absorption", (3, 2, 60), (0, 1, 30)),
+    "profile_pass": ("profile of a node", (1, 0, 16), (1, 0, 16)),
+    "moment_pass": ("ten sums of a node", (1, 0, 36), (1, 0, 36)),
+    "pull_pass": ("what the nodes pull at a ray", (1, 0, 24), (1, 0, 24)),
+    "panel_pass": ("six sums of a panel", (4, 2, 110), (0, 1, 75)),
+    "beam_pass": ("ten sums of the beam", (3, 2, 80), (0, 1, 50)),
+}
 
 
-def roofline(copy_gb_s, gflop_s, exponential_ns, for_sums, numbers_out):
-    """ns a pixel by arithmetic, which dominates, and by memory."""
-    flops = 2 * (MULTIPLY_ADDS + for_sums)
-    return (EXPONENTIALS + ROOTS / 2) * exponential_ns + flops / gflop_s, 8 * (3 + numbers_out) / copy_gb_s
+def roofline(name, samples, copy_gb_s, gflop_s, exponential_ns):
+    """The least ns a pixel by arithmetic and by memory."""
+    _, one, further = PASSES[name]
+    exponentials, roots, multiply_adds = (a + (samples - 1) * b for a, b in zip(one, further, strict=True))
+    rays = 4 * samples
+    moved = {
+        "ray_pass": 2 + rays,
+        "profile_pass": rays + 1,
+        "moment_pass": rays + 11,
+        "pull_pass": rays + 1 + rays,
+        "panel_pass": 2 + rays + 6,
+        "beam_pass": 2 + rays + 10,
+    }[name]
+    return (exponentials + roots / 2) * exponential_ns + 2 * multiply_adds / gflop_s, 8 * moved / copy_gb_s

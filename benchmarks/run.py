@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import passes, still, sums
 from benchmarks.timing import machine
+from nanobrag_torch.profile import Quadrature
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MARK = re.compile(r"(<!-- measured: .*?-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -24,18 +25,18 @@ def measured(stills):
     about = machine()
     yield table(["machine", ""], about)
     copy, flops, exponential = (float(re.match(r"[\d.]+", about[i][1]).group()) for i in (3, 4, 5))
-    rows = passes.passes()
-    outputs = (1, 10, 6, 10)
-    cells = []
-    for (name, plain, compiled, faster, difference), out, more in zip(rows, outputs, passes.FOR_SUMS, strict=True):
-        least = max(passes.roofline(copy, flops, exponential, more, out))
-        cells.append(
-            [name, f"{plain:.0f}", f"{compiled:.0f}", f"{faster:.0f}", f"{least / compiled:.0%}", f"{difference:.0e}"]
-        )
-    yield table(
-        ["pass, one node a box, float64", "plain, ns/pixel", "compiled", "ratio", "of the roofline", "difference"],
-        cells,
-    )
+    value = {}
+    for rule, kind in ((Quadrature(oversample=1), "pixels taken whole"), (Quadrature(), "four samples a pixel")):
+        cells = []
+        for name, plain, compiled, faster, difference in passes.passes(rule):
+            least = max(passes.roofline(name, rule.samples, copy, flops, exponential))
+            share = f"{least / compiled:.0%}"
+            told = passes.PASSES[name][0]
+            cells.append([told, f"{plain:.0f}", f"{compiled:.0f}", f"{faster:.0f}", share, f"{difference:.0e}"])
+            if name in ("ray_pass", "profile_pass"):
+                value[kind] = value.get(kind, 0.0) + compiled
+        head = [f"pass, {kind}, one node a box, float64", "plain, ns/pixel", "compiled", "ratio"]
+        yield table([*head, "of the roofline", "difference"], cells)
     step, steps, closed = sums.closed_against_sampled()
     yield table(
         ["one image of 40 x 40 pixels", "ns"],
@@ -43,7 +44,7 @@ def measured(stills):
             [f"sampled sum, a pixel-step ({steps} steps a pixel)", f"{step:.0f}"],
             ["sampled sum, a pixel", f"{step * steps:.0f}"],
             ["readable closed form, a pixel", f"{closed:.0f}"],
-            ["compiled closed form, a pixel", f"{rows[0][2]:.0f}"],
+            *([f"compiled closed form, {kind}", f"{spent:.0f}"] for kind, spent in value.items()),
         ],
     )
     pixels, found = still.normal_equations()
