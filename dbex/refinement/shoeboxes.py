@@ -18,7 +18,7 @@ from dbex.still import Amplitudes, Bools, Floats, Ints, Still
 from nanobrag_torch.config import CrystalConfig
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import Centroids, centroids, intersection_px
-from nanobrag_torch.spread import node_covariance
+from nanobrag_torch.spread import node_covariance, spread_of
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
 #: A box reaches this many widths of its spot, and this many pixels of background, to each side.
@@ -129,6 +129,7 @@ def predict(
     hkl = torch.as_tensor(amplitudes.hkl, dtype=models.panels.origin.dtype)
     length = torch.linalg.vector_norm(hkl @ reciprocal_basis(models.crystal, hkl).T, dim=-1)
     index = torch.nonzero((length > 0) & (length <= 1 / d_min)).flatten()
+    index = index[may_be_seen(models, hkl[index], k_max)]
     seen = components_seen(models, hkl[index])
     near = torch.abs(seen.k) < k_max
     index, seen = index[near], seen.select(near)
@@ -140,6 +141,22 @@ def predict(
         panel[inside] = i
     hit = panel >= 0
     return placed(models, index[hit], hkl[index[hit]], panel[hit], seen.select(hit))
+
+
+def may_be_seen(models: Models, hkl: Tensor, k_max: float) -> Tensor:
+    """Whether reflections (n,) can lie within `k_max` widths of the Ewald sphere: a node is nowhere wider than the root
+    of its covariance's trace. What lies farther off in every component does so in all together."""
+    wave = 1 / as_tensor(models.beam.wavelength_A, hkl)
+    k0 = unit(as_tensor(models.beam.direction, hkl)) * wave
+    near = torch.zeros(len(hkl), dtype=torch.bool)
+    for part in models.outline:
+        q = hkl @ reciprocal_basis(part.crystal, hkl).T
+        spread = spread_of(part.crystal, models.beam, hkl)
+        trace = spread.size.trace() + spread.divergence.trace()
+        trace = trace + (spread.rotations.trace() + spread.radial) * (q**2).sum(1)
+        epsilon = torch.linalg.vector_norm(q + k0, dim=1) - wave
+        near |= epsilon**2 < k_max**2 * trace
+    return near
 
 
 @dataclass(frozen=True)
