@@ -236,7 +236,7 @@ def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
         # an oblique spot is as narrow along an edge as its section there, not as its shadow
         inverse = torch.linalg.inv(covariance + torch.eye(2, dtype=q.dtype) / 12)
         error = torch.maximum(error, EDGE_ERROR * inverse.diagonal(dim1=-2, dim2=-1).square().sum(1))
-    photons = boxes.largest(boxes.data * boxes.used)
+    photons = boxes.largest(boxes.data * boxes.used).clamp_min(0)
     return (error * torch.sqrt(photons) < UNSEEN).numpy()
 
 
