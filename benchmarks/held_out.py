@@ -102,7 +102,7 @@ def measured(still, settings, fit):
     shapes = [panel.shape for panel in still.detector]
     everything = predict(map.models(x), still.amplitudes, resolution_limit(still, settings), K_TAILS, shapes)
     chosen = everything.select(with_boxes(still, everything))
-    objective = objective_for(still, map, shoeboxes(still, chosen, everything), fit.model_error)
+    objective = objective_for(still, map, shoeboxes(still, chosen, everything), fit.model_error, fit.solution.x)
     state = StillProblem(objective).start(fit.solution.x)
     solved = solved_round(Round(objective, replace(fit.solution, state=state), chosen, fit.model_error))
     table = box_table(solved, still, torch.ones(len(objective.boxes), dtype=torch.float64))

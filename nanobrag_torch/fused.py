@@ -193,7 +193,7 @@ def box_derivatives(
     if rays is not None:
         if of.rule.samples == 1:
             firsts = moments[:, 0, :, :PULL].flatten(2)
-            pulls = (weights[:, None] @ firsts).unflatten(2, (PULL, -1))
+            pulls = (weights[:, None] @ firsts)[:, 0].unflatten(1, (PULL, -1))
         else:
             pulls = pull_pass(of_pixels, nodes, weights, root, rule=of.rule)
         passes = (panel_pass, beam_pass)[: 2 if rays.shape[1] > PANEL_SUMS else 1]

@@ -20,7 +20,7 @@ from dbex.refinement.captured import captured_slopes, ln_captured, wave_numbers
 from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, Parts, distinct_nodes, grouped
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
-from dbex.refinement.shoeboxes import Shoeboxes
+from dbex.refinement.shoeboxes import FEW, Shoeboxes
 from dbex.still import Bools, Floats
 from nanobrag_torch.config import BeamConfig
 from nanobrag_torch.fused import (
@@ -46,7 +46,7 @@ from nanobrag_torch.tensors import dot
 #: The prior's sd follows the amplitude no further than this, in ln.
 LN_FROZEN_MOST = 10.0
 #: Of a mixture of more components than a few, those that send so many photons to a pixel are part of a node.
-FEW, VISIBLE = 2, 0.15
+VISIBLE = 0.15
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class NormalEquations:
 @dataclass(frozen=True)
 class Objective:
     """The boxes of a still, the parameters that move, the prior of the intensities and the robust weights (N,) of
-    pixels; `rule` samples them, but in boxes whose pixels can be taken `whole` (n,)."""
+    pixels; `rule` samples them, but in boxes whose pixels can be taken `whole` (n,) by a model of few components."""
 
     boxes: Shoeboxes
     hkl: Tensor
@@ -144,8 +144,9 @@ class Objective:
         return self._grouped(None)
 
     def _grouped(self, x: Tensor | None) -> Grouping:
-        whole = np.zeros(len(self.boxes), dtype=bool) if self.whole is None else self.whole
-        distinct, count = distinct_nodes(self.boxes, whole), self.map.component_count
+        count = self.map.component_count
+        whole = np.zeros(len(self.boxes), dtype=bool) if self.whole is None or count > FEW else self.whole
+        distinct = distinct_nodes(self.boxes, whole)
         seen = np.ones((len(distinct.reflection), count), dtype=bool)
         if x is not None and count > FEW:
             place = torch.as_tensor(distinct.reflection)

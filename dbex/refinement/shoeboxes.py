@@ -30,9 +30,9 @@ HALF_MIN, HALF_MAX = 5, 15
 MOST_TAILS = 30
 #: The tail of a neighbour is modelled where its spot, this many widths out, crosses the border half-way between.
 TAIL_WIDTHS = 3.5
-#: A pixel that is taken whole has a Gaussian of its edges' variance for each pair of them: over the size of the spot to
-#: the fourth, in pixels, this part of the peak is wrong (the fourth cumulant of a box over 8). It may be so much of the
-#: noise. Mixtures of more components than a few have narrow ones.
+#: A pixel that is taken whole has a Gaussian of its edges' variance for each pair of them: over the rms size to the
+#: fourth, in pixels, of the spot's section along the edge this part of the peak is wrong (the fourth cumulant of a box
+#: over 8). It may be so much of the noise. Mixtures of more components than a few have narrow ones.
 EDGE_ERROR, UNSEEN, FEW = 1 / 960, 0.1, 2
 #: No index is as large as this.
 HKL_MAX = 1 << 20
@@ -215,23 +215,29 @@ def placed(models: Models, index: Tensor, hkl: Tensor, panel: Tensor, seen: Seen
 
 
 def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
-    """Rms sizes (n, 2) of spots along fast and slow, in pixels: the node's Gaussian cut by the Ewald sphere."""
+    """Rms sizes (n, 2) of spots along fast and slow, in pixels, with those of a pixel and of the sensor's depth."""
+    panels = models.panels
+    cosine = torch.abs(dot(s1, panels.normal[panel]))
+    thickness = panels.thickness[panel] * torch.sqrt(1 - cosine**2) / cosine / panels.pixel_size[panel]
+    squared = spot_covariance_px(models, crystal, q, s1, panel).diagonal(dim1=-2, dim2=-1)
+    return torch.sqrt(squared + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
+
+
+def spot_covariance_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
+    """Covariances (n, 2, 2) of spots along fast and slow, in pixels²: the node's Gaussian cut by the Ewald sphere."""
     panels = models.panels
     covariance = node_covariance(crystal, models.beam, q)
     normal = panels.normal[panel]
-    cosine = torch.abs(dot(s1, normal))
     wavelength = as_tensor(models.beam.wavelength_A, q)
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
     along = (covariance @ s1[..., None]).squeeze(-1)
     cut = covariance - along[..., :, None] * along[..., None, :] / dot(s1, along)[:, None, None]
-    sizes = []
-    for axis in (panels.fast[panel], panels.slow[panel]):
-        # the shift along an axis of the panel that takes a ray across by dq: its projection along s1 onto the panel
-        lever = axis - normal * (dot(s1, axis) / dot(s1, normal))[:, None]
-        sizes.append((lever[:, None] @ cut @ lever[..., None]).squeeze((-1, -2)))
-    size = torch.sqrt(torch.stack(sizes, -1)) * (wavelength * range_mm / panels.pixel_size[panel])[:, None]
-    thickness = panels.thickness[panel] * torch.sqrt(1 - cosine**2) / cosine / panels.pixel_size[panel]
-    return torch.sqrt(size**2 + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
+    # the shift along an axis of the panel that takes a ray across by dq: its projection along s1 onto the panel
+    levers = [
+        axis - normal * (dot(s1, axis) / dot(s1, normal))[:, None] for axis in (panels.fast[panel], panels.slow[panel])
+    ]
+    lever = torch.stack(levers, 1) * (wavelength * range_mm / panels.pixel_size[panel])[:, None, None]
+    return lever @ cut @ lever.transpose(1, 2)
 
 
 def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
@@ -243,9 +249,11 @@ def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
     for part in models.components:
         q = hkl @ reciprocal_basis(part.crystal, hkl).T
         found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
-        size = spot_size_px(models, part.crystal, q, found.s1, boxes.panel)
-        error = torch.maximum(error, (EDGE_ERROR / size**4).sum(1))
-    photons = boxes.largest(boxes.data * boxes.used)
+        covariance = spot_covariance_px(models, part.crystal, q, found.s1, boxes.panel)
+        # an oblique spot is as narrow along an edge as its section there, not as its shadow
+        inverse = torch.linalg.inv(covariance + torch.eye(2, dtype=q.dtype) / 12)
+        error = torch.maximum(error, EDGE_ERROR * inverse.diagonal(dim1=-2, dim2=-1).square().sum(1))
+    photons = boxes.largest(boxes.data * boxes.used).clamp_min(0)
     return (error * torch.sqrt(photons) < UNSEEN).numpy()
 
 
@@ -400,6 +408,8 @@ def _contributions(chosen: Predictions, everything: Predictions) -> tuple[Ints, 
         boxes.append(rows[near["i"]])
         rivals.append(others[near["j"]])
         apart.append(near["v"])
+    if not boxes:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.int64), 0
     box, index = np.concatenate(boxes), everything.index[np.concatenate(rivals)]
     order = np.lexsort((index, np.concatenate(apart), box))
     box, index = box[order], index[order]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -159,6 +160,34 @@ class TestDB_AT_011_Workflow:
         found = torch.as_tensor(objective.normal_equations(x, variance, local).matrix)
         size = torch.sqrt(A.diagonal()[:, None] * A.diagonal())
         assert ((found - schur).abs() / size).max() < CLOSED_FORM_JACOBIAN_RELATIVE
+
+    @pytest.mark.parametrize("disabled", ["0", "1"], ids=["compiled", "plain"])
+    def test_db_at_011_boxes_with_whole_pixels_among_others_have_their_models_gradient(
+        self, fit, disabled, monkeypatch
+    ):
+        monkeypatch.setenv("NANOBRAGG_DISABLE_COMPILE", disabled)
+        split, x, variance, _ = fit
+        mixed = replace(split, whole=np.arange(len(split.boxes)) % 3 == 0).prepared()
+        assert len({group.rule for group in mixed.groups.groups}) == (2 if mixed.map.component_count <= 2 else 1)
+        local = mixed.solve_linear(x, variance)
+        at = x.clone().requires_grad_()
+        predicted = prediction(mixed, at, local)
+        torch.testing.assert_close(
+            predicted.detach(), local.background + local.bragg, rtol=CLOSED_FORM_JACOBIAN_RELATIVE, atol=0
+        )
+        backward(predicted, mixed, variance).backward()
+        normal = mixed.normal_equations(x, variance, local)
+        priors = torch.tensor([p.prior for p in mixed.map.parameters], dtype=torch.float64)
+        closed = torch.as_tensor(normal.gradient) + x / priors**2
+        scale = np.sqrt(np.diag(normal.matrix) * local.chi2)
+        assert ((at.grad / -2 - closed).abs().numpy() < CLOSED_FORM_JACOBIAN_RELATIVE * scale).all()
+        columns = mixed.jacobian(x, mixed.at_nodes(local.intensity))
+        weights = torch.randn(predicted.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        at = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(prediction(mixed, at, local), at, weights)
+        weighted = columns * weights[:, None]
+        size = torch.sqrt(weighted.square().sum(0))
+        assert ((gradient - weighted.sum(0)).abs() < CLOSED_FORM_JACOBIAN_RELATIVE * size).all()
 
     @pytest.mark.slow
     def test_db_at_011_compiled_or_not_the_gradient_is_the_same(self):

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from dbex.refinement.rounds import start, with_boxes
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, MOST_TAILS, observed_predictions, predict, shoeboxes
-from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX
+from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX, REORDERED_SUM
 
 
 def models_of(still, **widths):
@@ -159,6 +159,75 @@ def test_what_is_held_out_has_no_box_but_its_tail_stays_in_those_of_its_neighbou
     assert held_out[tails].any()
     assert not (pixel_names(part) - pixel_names(whole))
     assert int(part.used.sum()) < int(whole.used.sum())
+
+
+def of_pixels(boxes):
+    """All that is told of every pixel (N, 9)."""
+    told = (boxes.slow, boxes.fast, boxes.used, boxes.data, boxes.others, boxes.sigma_squared)
+    return torch.cat([torch.stack([values.double() for values in told], 1), boxes.basis], 1)
+
+
+def named_nodes(boxes):
+    """The reflections of each box, by their places among the amplitudes."""
+    return [boxes.reflections[row[row >= 0]].tolist() for row in boxes.node.numpy()]
+
+
+def test_boxes_in_another_order_are_the_same_boxes(built):
+    _, _, boxes = built
+    order = np.random.default_rng(1).permutation(len(boxes))
+    moved = boxes.ordered(order)
+    assert (np.diff(moved.box) >= 0).all()
+    np.testing.assert_array_equal(moved.counts, boxes.counts[order])
+    before, after = (of_pixels(b).split(b.counts.tolist()) for b in (boxes, moved))
+    assert all(torch.equal(after[new], before[old]) for new, old in enumerate(order))
+    assert torch.equal(moved.panel, boxes.panel[torch.as_tensor(order)])
+    np.testing.assert_array_equal(moved.bbox, boxes.bbox[order])
+    nodes = named_nodes(boxes)
+    assert named_nodes(moved) == [nodes[old] for old in order]
+    back = moved.ordered(np.argsort(order))
+    assert torch.equal(of_pixels(back), of_pixels(boxes))
+    assert torch.equal(back.box, boxes.box)
+    assert torch.equal(back.node, boxes.node)
+
+
+def test_boxes_without_some_of_their_neighbours_keep_the_others_and_all_else(crowded):
+    still, everything = crowded
+    boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 2.0), everything)
+    seen = torch.rand(boxes.node.shape, generator=torch.Generator().manual_seed(2)) < 0.3
+    # one reflection disappears everywhere, and places where there is none say nothing
+    own = set(boxes.node[:, 0].tolist())
+    gone = next(int(n) for n in boxes.node[:, 1:].flatten() if n >= 0 and int(n) not in own)
+    seen[:, 0] = True
+    seen &= boxes.node != gone
+    left = boxes.reached_by(seen)
+    wanted = zip(boxes.node.numpy(), seen.numpy(), strict=True)
+    assert named_nodes(left) == [boxes.reflections[row[here & (row >= 0)]].tolist() for row, here in wanted]
+    real = left.node >= 0
+    assert (real[:, :-1] | ~real[:, 1:]).all()
+    np.testing.assert_array_equal(left.reflections, sorted({name for row in named_nodes(left) for name in row}))
+    assert boxes.reflections[gone] not in left.reflections
+    assert left.node.shape[1] == int((seen & (boxes.node >= 0)).sum(1).max()) < boxes.node.shape[1]
+    kept = ("panel", "box", "slow", "fast", "used", "data", "others", "sigma_squared", "basis", "bbox", "left_out")
+    assert all(getattr(left, name) is getattr(boxes, name) for name in kept)
+
+
+def test_sums_and_largest_are_those_of_each_box(built):
+    _, _, boxes = built
+    values = torch.randn(len(boxes.box), 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    parts = values.split(boxes.counts.tolist())
+    torch.testing.assert_close(boxes.sums(values), torch.stack([part.sum(0) for part in parts]), rtol=0, atol=REORDERED_SUM)
+    assert torch.equal(boxes.sums(values[:, 0]), boxes.sums(values)[:, 0])
+    # of values that are all below 0 too
+    below = values[:, 0] - 10
+    assert torch.equal(boxes.largest(below), torch.stack([part[:, 0].max() - 10 for part in parts]))
+
+
+def test_without_a_box_that_can_be_used_there_are_none_and_it_is_said_why(still):
+    everything = predicted(still, 2.2, mosaicity_deg=0.1)
+    dark = replace(still, trusted=tuple(np.zeros_like(mask) for mask in still.trusted))
+    boxes = shoeboxes(dark, everything, everything)
+    assert len(boxes) == len(boxes.box) == len(boxes.reflections) == 0
+    assert boxes.left_out["boxes with too few usable pixels"] == len(everything)
 
 
 def test_planes_are_spanned_by_a_constant_and_two_slopes_of_order_one(built):
