@@ -71,7 +71,6 @@ CASES = {
         torch.where(FIXED > 0, matrix(x), FIXED),
         torch.where(x < 1, X, x),
     ),
-    "clamp_min": lambda x: (x.clamp_min(1.1), (matrix(x) - 1.5).clamp_min(0.0), x[0].clamp_min(0.5)),
     "atan2": lambda x: (torch.atan2(x[:3], x[3:]), torch.atan2(FIXED, matrix(x)), torch.atan2(matrix(x), FIXED)),
     "stack": lambda x: (torch.stack([x[:3], FIXED[0]]), torch.stack([FIXED, matrix(x)], -1), torch.stack([x[0], x[1]])),
     "cat": lambda x: (torch.cat([x, X]), torch.cat([FIXED, matrix(x)], -1), torch.cat([matrix(x), FIXED], 1)),
