@@ -6,7 +6,6 @@ tails that neighbours send into a box are part of its model.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -86,7 +85,7 @@ class Shoeboxes:
     def __len__(self) -> int:
         return len(self.node)
 
-    @cached_property
+    @property
     def counts(self) -> Ints:
         """The number of pixels of each box (n,)."""
         return np.bincount(self.box.numpy(), minlength=len(self))
