@@ -215,7 +215,9 @@ def test_sums_and_largest_are_those_of_each_box(built):
     _, _, boxes = built
     values = torch.randn(len(boxes.box), 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     parts = values.split(boxes.counts.tolist())
-    torch.testing.assert_close(boxes.sums(values), torch.stack([part.sum(0) for part in parts]), rtol=0, atol=REORDERED_SUM)
+    torch.testing.assert_close(
+        boxes.sums(values), torch.stack([part.sum(0) for part in parts]), rtol=0, atol=REORDERED_SUM
+    )
     assert torch.equal(boxes.sums(values[:, 0]), boxes.sums(values)[:, 0])
     # of values that are all below 0 too
     below = values[:, 0] - 10
