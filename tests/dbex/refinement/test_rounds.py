@@ -14,6 +14,7 @@ from dbex.refinement.rounds import (
     CONVERGED_ESDS,
     FAINT,
     SAME_BOXES,
+    STAYED_ESDS,
     STAYED_LN_ERROR,
     all_predicted,
     esds,
@@ -24,6 +25,7 @@ from dbex.refinement.rounds import (
 )
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import shoeboxes
+from dbex.refinement.terms import solved_with
 from dbex.still import OtherLattices
 from tests.dbex.refinement.closed_form import LN_SCALE
 from tests.tolerances import REORDERED_SUM
@@ -132,7 +134,7 @@ def test_boxes_that_stay_are_not_laid_out_again(ended, laid):
     assert result.still is told
     assert result.solution.converged
     moved = (result.solution.x - found.solution.x) / esds(found.solution, found.objective)
-    assert np.abs(moved).max() < 1
+    assert np.abs(moved).max() < STAYED_ESDS
 
 
 CHANGES = {
@@ -155,6 +157,19 @@ def test_boxes_are_laid_out_again_where_what_they_hold_changes(ended, laid, chan
     assert all(given[0] is other for given in laid)
     assert result.objective.boxes is not found.objective.boxes
     assert result.still is other
+
+
+def test_boxes_are_laid_out_again_where_the_last_round_moved_or_had_another_model(ended, laid):
+    still, settings, found = ended
+    assert found.moved < STAYED_ESDS
+    again(still, settings, replace(found, moved=1.1 * STAYED_ESDS))
+    assert len(laid) > 0
+    laid.clear()
+    trial = solved_with(found, found.objective.map, found.solution.x, settings, "none", quiet)
+    assert trial.objective.boxes is found.objective.boxes
+    result = again(still, settings, trial)
+    assert len(laid) > 0
+    assert result.moved < STAYED_ESDS
 
 
 def test_boxes_stay_while_most_are_those_that_would_be_chosen_and_the_error_of_the_amplitudes_does(ended):
