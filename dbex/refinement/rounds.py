@@ -1,6 +1,7 @@
 """The rounds of a refinement: from widths that reach the spots to all predicted reflections, solved anew until the
 boxes stay."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -54,13 +55,15 @@ MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 @dataclass(frozen=True)
 class Round:
     """A solved round: the objective, the solution, the predictions that it was built on, the error of F² that it took
-    for granted, and the still that its boxes are of, None where that does not matter."""
+    for granted, the still that its boxes are of, None where that does not matter, and by how many esds the solution
+    moved since they were laid out, inf where they were laid out for another model."""
 
     objective: Objective
     solution: Solution
     predictions: Predictions
     model_error: ModelError
     still: Still | None = None
+    moved: float = math.inf
 
     @property
     def state(self) -> State:
@@ -215,17 +218,17 @@ def all_predicted(
     model_error = ROUGH_MODEL_ERROR if settings.model_error is None else ModelError(settings.model_error)
     if before is not None and settings.model_error is None:
         model_error = fitted_model_error(still, before)
-    found, rough, moved = before, max(tolerance_esds, ROUGHLY_ESDS), 0.0
+    found, rough = before, max(tolerance_esds, ROUGHLY_ESDS)
     solve = SOLVE[settings.solver]
     for number in range(rounds):
         everything, chosen = predicted(still, map, x, settings)
-        if found is not None and moved < STAYED_ESDS and _stays(found, still, chosen, model_error):
+        if found is not None and found.moved < STAYED_ESDS and _stays(found, still, chosen, model_error):
             break
         objective = objective_of(still, map, x, (everything, chosen), model_error)
         show = printer(f"all predicted, round {number + 1}", objective, report)
         solution = solve(StillProblem(objective), x, settings.max_iterations, rough, show)
-        moved = float(np.max(np.abs(solution.x - x) / esds(solution, objective)))
-        x, found = solution.x, Round(objective, solution, chosen, model_error, still)
+        moved = _moved(x, solution, objective)
+        x, found = solution.x, Round(objective, solution, chosen, model_error, still, moved)
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)
     if found is None:
@@ -237,7 +240,8 @@ def all_predicted(
     problem, show = StillProblem(objective), printer("all predicted, to the end", objective, report)
     state = problem.renewed(x, found.state)
     solution = solve(problem, x, settings.max_iterations, tolerance_esds, show, state)
-    return Round(objective, solution, found.predictions, model_error, still)
+    moved = found.moved + _moved(x, solution, objective)
+    return Round(objective, solution, found.predictions, model_error, still, moved)
 
 
 def predicted(still: Still, map: Parametrisation, x: Floats, settings: Settings) -> tuple[Predictions, Predictions]:
@@ -283,6 +287,11 @@ def with_boxes(still: Still, everything: Predictions, k_max: float = K_BOXES) ->
 def esds(solution: Solution, objective: Objective) -> Floats:
     """Esds (n,) of the coordinates, with the noise that the model leaves."""
     return np.sqrt(np.diag(np.linalg.inv(solution.matrix))) * StillProblem(objective).noise(solution.state)
+
+
+def _moved(x: Floats, solution: Solution, objective: Objective) -> float:
+    """By how many esds the solution is from x where it is farthest."""
+    return float(np.max(np.abs(solution.x - x) / esds(solution, objective)))
 
 
 def fitted_model_error(still: Still, found: Round) -> ModelError:

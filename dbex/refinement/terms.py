@@ -5,6 +5,7 @@ lower it by more than ln(pixels) for each further parameter (Schwarz 1978), afte
 poorer one leaves: misfit counts as noise until something explains it.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -163,7 +164,8 @@ def solved_with(
     show = printer(f"trying {term}", objective, report)
     most = min(settings.max_iterations, TRIAL_ITERATIONS)
     solution = SOLVE[settings.solver](StillProblem(objective), x, most, ROUGH_ESDS, show)
-    return replace(found, objective=objective, solution=solution)
+    # the boxes' neighbours and sampling are those of the other model
+    return replace(found, objective=objective, solution=solution, moved=math.inf)
 
 
 def minus_two_ln_likelihood(found: Round) -> float:

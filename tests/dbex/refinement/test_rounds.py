@@ -1,0 +1,201 @@
+"""Rounds: which neighbours boxes know of, and when boxes are laid out anew."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dbex.errors import BadInput
+from dbex.refinement import rounds
+from dbex.refinement.prior import ModelError
+from dbex.refinement.problem import StillProblem
+from dbex.refinement.rounds import (
+    CONVERGED_ESDS,
+    FAINT,
+    SAME_BOXES,
+    STAYED_ESDS,
+    STAYED_LN_ERROR,
+    all_predicted,
+    esds,
+    objective_for,
+    start,
+    strong_stage,
+    without_faint_tails,
+)
+from dbex.refinement.settings import Settings
+from dbex.refinement.shoeboxes import shoeboxes
+from dbex.refinement.terms import solved_with
+from dbex.still import OtherLattices
+from tests.dbex.refinement.closed_form import LN_SCALE
+from tests.tolerances import REORDERED_SUM
+
+ERROR = ModelError(0.3)
+
+
+def quiet(iteration):
+    """Reports nothing."""
+
+
+@pytest.fixture(scope="module")
+def crowded(long_axis):
+    """An objective of boxes with many neighbours, and the same without those that are faint."""
+    still, map, everything = long_axis
+    boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
+    x = np.zeros(len(map))
+    every = objective_for(still, map, boxes, ERROR, x)
+    return every, without_faint_tails(still, every, ERROR, x), torch.as_tensor(x)
+
+
+def pixel_order(boxes):
+    """The pixels (N,) in the order of their places, in which each is once."""
+    panel = boxes.panel[boxes.box].numpy()
+    return np.lexsort((boxes.fast.numpy(), boxes.slow.numpy(), panel))
+
+
+def names(boxes):
+    """By a box's own reflection, all that reach it."""
+    found = [boxes.reflections[row[row >= 0]].tolist() for row in boxes.node.numpy()]
+    return {row[0]: set(row) for row in found}
+
+
+def test_faint_neighbours_leave_and_nothing_else_does(crowded):
+    every, fewer, x = crowded
+    before, after = names(every.boxes), names(fewer.boxes)
+    assert before.keys() == after.keys()
+    assert all(after[own] <= before[own] for own in before)
+    gone = sum(len(before[own] - after[own]) for own in before)
+    assert gone > len(before)
+    assert sum(map(len, after.values())) > 1.5 * len(after)
+    bright, order = every.brightest(x), {}
+    for row, light in zip(every.boxes.node.tolist(), bright.tolist(), strict=True):
+        shown = [(every.boxes.reflections[n], most) for n, most in zip(row, light, strict=True) if n >= 0]
+        order[shown[0][0]] = {name for name, most in shown[1:] if most > FAINT} | {shown[0][0]}
+    assert order == after
+
+
+def test_the_light_of_those_that_left_is_faint_in_every_pixel(crowded):
+    """Were all intensities an sd above their prior's mean."""
+    light, dropped, prior = [], [], crowded[0].prior
+    place = {name: n for n, name in enumerate(crowded[0].boxes.reflections)}
+    for fit in crowded[:2]:
+        same = [place[name] for name in fit.boxes.reflections]
+        bright = fit.at_nodes((prior.mean + prior.sd)[same])[fit.boxes.box]
+        order = pixel_order(fit.boxes)
+        light.append((fit.profiles(crowded[2]) * bright).sum(1)[order])
+        dropped.append((fit.boxes.node >= 0).sum(1)[fit.boxes.box][order])
+    less = light[0] - light[1]
+    count = dropped[0] - dropped[1]
+    assert (less >= -REORDERED_SUM * light[0]).all()
+    assert (less <= FAINT * count + REORDERED_SUM * light[0]).all()
+    assert float(less.max()) > FAINT / 10
+
+
+def test_the_solution_does_not_move_by_what_a_solver_leaves(crowded):
+    steps, widths = [], []
+    for fit in crowded[:2]:
+        problem = StillProblem(fit)
+        matrix, gradient = problem.normal(crowded[2].numpy(), problem.start(crowded[2].numpy()))
+        steps.append(np.linalg.solve(matrix, gradient))
+        widths.append(np.sqrt(np.diag(np.linalg.inv(matrix))))
+    assert (np.abs(steps[0]) > 10 * CONVERGED_ESDS * widths[0]).any()
+    assert (np.abs(steps[1] - steps[0]) < CONVERGED_ESDS * widths[0]).all()
+    np.testing.assert_allclose(widths[1], widths[0], rtol=CONVERGED_ESDS)
+
+
+@pytest.fixture(scope="module")
+def ended(drawn):
+    """A still, what is asked for, and a round that ended."""
+    still, truth = drawn
+    still, settings = replace(still, d_min_A=2.2), Settings(max_iterations=30)
+    map = replace(start(still, settings), crystal=truth.map.crystal, ln_scale=LN_SCALE)
+    return still, settings, all_predicted(still, map, np.zeros(len(map)), settings, quiet)
+
+
+@pytest.fixture
+def laid(monkeypatch):
+    """Counts how often boxes are laid out."""
+    count, before = [], rounds.objective_of
+    monkeypatch.setattr(rounds, "objective_of", lambda *given: count.append(given) or before(*given))
+    return count
+
+
+def again(still, settings, found):
+    return all_predicted(still, found.objective.map, found.solution.x, settings, quiet, before=found)
+
+
+def test_boxes_that_stay_are_not_laid_out_again(ended, laid):
+    still, settings, found = ended
+    # a still that differs in nothing that boxes hold
+    told = replace(still, left_out=still.left_out | {"spots": 1})
+    result = again(told, settings, found)
+    assert not laid
+    assert result.objective.boxes is found.objective.boxes
+    assert result.still is told
+    assert result.solution.converged
+    moved = (result.solution.x - found.solution.x) / esds(found.solution, found.objective)
+    assert np.abs(moved).max() < STAYED_ESDS
+
+
+CHANGES = {
+    "trusted": lambda still: {"trusted": tuple(mask.copy() for mask in still.trusted)},
+    "image": lambda still: {"images_photons": tuple(image.copy() for image in still.images_photons)},
+    "held out": lambda still: {"held_out": np.arange(len(still.amplitudes.hkl)) % 4 == 0},
+    "other lattices": lambda still: {
+        "others": OtherLattices(1, tuple(np.zeros(image.shape, np.float32) for image in still.images_photons))
+    },
+    "limit of resolution": lambda still: {"d_min_A": 2.0},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_boxes_are_laid_out_again_where_what_they_hold_changes(ended, laid, change):
+    still, settings, found = ended
+    other = replace(still, **CHANGES[change](still))
+    result = again(other, settings, found)
+    assert laid
+    assert all(given[0] is other for given in laid)
+    assert result.objective.boxes is not found.objective.boxes
+    assert result.still is other
+
+
+def test_boxes_are_laid_out_again_where_the_last_round_moved_or_had_another_model(ended, laid):
+    still, settings, found = ended
+    assert found.moved < STAYED_ESDS
+    again(still, settings, replace(found, moved=1.1 * STAYED_ESDS))
+    assert len(laid) > 0
+    laid.clear()
+    trial = solved_with(found, found.objective.map, found.solution.x, settings, "none", quiet)
+    assert trial.objective.boxes is found.objective.boxes
+    result = again(still, settings, trial)
+    assert len(laid) > 0
+    assert result.moved < STAYED_ESDS
+
+
+def test_boxes_stay_while_most_are_those_that_would_be_chosen_and_the_error_of_the_amplitudes_does(ended):
+    still, _, found = ended
+    chosen, error = found.predictions, found.model_error
+    n = len(chosen)
+    stays = rounds._stays
+    assert stays(found, still, chosen, error)
+    few = int((1 - SAME_BOXES) * n)
+    assert few > 0
+    assert stays(found, still, chosen.select(np.arange(few, n)), error)
+    assert not stays(found, still, chosen.select(np.arange(few + 1, n)), error)
+    for sign in (1, -1):
+        near, far = (
+            replace(error, relative=error.relative * np.exp(sign * part * STAYED_LN_ERROR)) for part in (0.9, 1.1)
+        )
+        assert stays(found, still, chosen, near)
+        assert not stays(found, still, chosen, far)
+    # an error that was given as none stays none
+    exact = replace(found, model_error=ModelError(0.0))
+    assert stays(exact, still, chosen, ModelError(0.0))
+    assert not stays(replace(found, still=None), still, chosen, error)
+
+
+def test_indexed_spots_without_trusted_pixels_are_refused_by_name(still):
+    dark = replace(still, trusted=tuple(np.zeros_like(mask) for mask in still.trusted))
+    map = start(still, Settings())
+    with pytest.raises(BadInput, match="no indexed spot has enough trusted pixels"):
+        strong_stage(dark, map, np.zeros(len(map)), Settings(), quiet)
