@@ -1,7 +1,6 @@
 """The rounds of a refinement: from widths that reach the spots to all predicted reflections, solved anew until the
 boxes stay."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -35,9 +34,9 @@ ROUGH_MODEL_ERROR = ModelError(1.0)
 #: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier, that of the
 #: strong spots, whose intensities are nearly free, where others go on.
 CONVERGED_ESDS, ROUGH_ESDS, STRONG_ESDS = 0.02, 1.0, 5.0
-#: Boxes stay where this part of the reflections that would be chosen has them, and the last round moved nothing by more
-#: esds, nor the relative error of F² by more than this in ln.
-SAME_BOXES, STAYED_ESDS, STAYED_LN_ERROR = 0.98, 1.0, 0.2
+#: Boxes stay where this part of the reflections that would be chosen has them, no farther off than so many pixels and
+#: of a size that differs by no more in ln; and the relative error of F² by no more than this in ln.
+SAME_BOXES, STAYED_PX, STAYED_LN_SIZE, STAYED_LN_ERROR = 0.98, 0.1, 0.05, 0.2
 #: Rounds but the last end where the next step is below so many esds.
 ROUGHLY_ESDS = 0.5
 #: Photons that a neighbour must send to some pixel of a box to be part of its model.
@@ -55,15 +54,13 @@ MOSAICITY_RANGE_DEG, DOMAIN_RANGE_A = (0.01, 1.0), (150.0, 3000.0)
 @dataclass(frozen=True)
 class Round:
     """A solved round: the objective, the solution, the predictions that it was built on, the error of F² that it took
-    for granted, the still that its boxes are of, None where that does not matter, and by how many esds the solution
-    moved since they were laid out, inf where they were laid out for another model."""
+    for granted, and the still and model that its boxes were laid out for, None where they were for another model."""
 
     objective: Objective
     solution: Solution
     predictions: Predictions
     model_error: ModelError
     still: Still | None = None
-    moved: float = math.inf
 
     @property
     def state(self) -> State:
@@ -222,13 +219,12 @@ def all_predicted(
     solve = SOLVE[settings.solver]
     for number in range(rounds):
         everything, chosen = predicted(still, map, x, settings)
-        if found is not None and found.moved < STAYED_ESDS and _stays(found, still, chosen, model_error):
+        if found is not None and _stays(found, still, chosen, model_error):
             break
         objective = objective_of(still, map, x, (everything, chosen), model_error)
         show = printer(f"all predicted, round {number + 1}", objective, report)
         solution = solve(StillProblem(objective), x, settings.max_iterations, rough, show)
-        moved = _moved(x, solution, objective)
-        x, found = solution.x, Round(objective, solution, chosen, model_error, still, moved)
+        x, found = solution.x, Round(objective, solution, chosen, model_error, still)
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)
     if found is None:
@@ -240,8 +236,7 @@ def all_predicted(
     problem, show = StillProblem(objective), printer("all predicted, to the end", objective, report)
     state = problem.renewed(x, found.state)
     solution = solve(problem, x, settings.max_iterations, tolerance_esds, show, state)
-    moved = found.moved + _moved(x, solution, objective)
-    return Round(objective, solution, found.predictions, model_error, still, moved)
+    return Round(objective, solution, found.predictions, model_error, still)
 
 
 def predicted(still: Still, map: Parametrisation, x: Floats, settings: Settings) -> tuple[Predictions, Predictions]:
@@ -289,11 +284,6 @@ def esds(solution: Solution, objective: Objective) -> Floats:
     return np.sqrt(np.diag(np.linalg.inv(solution.matrix))) * StillProblem(objective).noise(solution.state)
 
 
-def _moved(x: Floats, solution: Solution, objective: Objective) -> float:
-    """By how many esds the solution is from x where it is farthest."""
-    return float(np.max(np.abs(solution.x - x) / esds(solution, objective)))
-
-
 def fitted_model_error(still: Still, found: Round) -> ModelError:
     """The relative error of F² that the free intensities of this round make most likely."""
     solved = solved_round(found)
@@ -318,11 +308,15 @@ def _stays(found: Round, still: Still, chosen: Predictions, model_error: ModelEr
     before, names = found.still, ("images_photons", "trusted", "others", "held_out")
     if before is None or any(getattr(before, name) is not getattr(still, name) for name in names):
         return False
-    shared = len(np.intersect1d(found.predictions.index, chosen.index))
-    all_of_both = len(found.predictions) + len(chosen) - shared
+    was = found.predictions
+    shared, old, new = np.intersect1d(was.index, chosen.index, return_indices=True)
+    moved = np.abs(chosen.xy_px[new] - was.xy_px[old]).max(1, initial=0)
+    grown = np.abs(np.log(chosen.sigma_px[new] / was.sigma_px[old])).max(1, initial=0)
+    same = int(((moved < STAYED_PX) & (grown < STAYED_LN_SIZE)).sum())
+    all_of_both = len(was) + len(chosen) - len(shared)
     error, now = found.model_error, model_error
     same_error = now == error or bool(abs(np.log(now.relative / error.relative)) < STAYED_LN_ERROR)
-    return shared > SAME_BOXES * all_of_both and same_error
+    return same > SAME_BOXES * all_of_both and same_error
 
 
 def as_minimised(found: Round) -> Solved:

@@ -5,7 +5,6 @@ lower it by more than ln(pixels) for each further parameter (Schwarz 1978), afte
 poorer one leaves: misfit counts as noise until something explains it.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -165,7 +164,7 @@ def solved_with(
     most = min(settings.max_iterations, TRIAL_ITERATIONS)
     solution = SOLVE[settings.solver](StillProblem(objective), x, most, ROUGH_ESDS, show)
     # the boxes' neighbours and sampling are those of the other model
-    return replace(found, objective=objective, solution=solution, moved=math.inf)
+    return replace(found, objective=objective, solution=solution, still=None)
 
 
 def minus_two_ln_likelihood(found: Round) -> float:
