@@ -18,7 +18,7 @@ from dbex.data_load import read_stills
 from dbex.refinement.parameters import Parameter
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
-from dbex.refinement.rounds import objective_for, start
+from dbex.refinement.rounds import objective_for, start, without_faint_tails
 from dbex.refinement.shoeboxes import predict, shoeboxes
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def shipped_problem():
     shapes = [panel.shape for panel in still.detector]
     everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, 1.2, 4.0, shapes)
     boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
-    return objective_for(still, map, boxes, ModelError(1.0))
+    return without_faint_tails(still, objective_for(still, map, boxes, ModelError(1.0), x), ModelError(1.0), x)
 
 
 def with_parameters(objective, count):

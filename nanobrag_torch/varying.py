@@ -313,7 +313,7 @@ def _along(name: str) -> Callable[..., Varying]:
 
 
 def _flatten(a: Varying, start: int = 0) -> Varying:
-    return Varying(plain(a).flatten(start), a.slopes.flatten(start, -2) if a.ndim else a.slopes[None])
+    return Varying(plain(a).flatten(start), a.slopes.flatten(_within(start), -2) if a.ndim else a.slopes[None])
 
 
 def _unflatten(a: Varying, dim: int, sizes: Sequence[int]) -> Varying:

@@ -19,7 +19,7 @@ from dbex.joint.outliers import weights
 from dbex.joint.shared import Common, middle
 from dbex.joint.visits import Begun, Said, Visited, Visitor
 from dbex.refinement.detector_motion import detector_frame
-from dbex.refinement.rounds import CONVERGED_ESDS, ROUGH_ESDS, SAME_BOXES, STAYED_ESDS
+from dbex.refinement.rounds import CONVERGED_ESDS, ROUGH_ESDS, SAME_BOXES
 from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.still import Floats
@@ -29,8 +29,8 @@ from nanobrag_torch.panel import stack_panels
 Task = TypeVar("Task")
 Told = TypeVar("Told")
 
-#: Boxes are predicted anew until they stay, at most so often.
-MAX_ROUNDS = 4
+#: Boxes are predicted anew, at most so often, until they stay and the last round moved nothing by more esds.
+MAX_ROUNDS, STAYED_ESDS = 4, 0.5
 #: And so often for the detector as a whole, from which its units start.
 WHOLE_ROUNDS = 1
 #: Steps of the units after the spots' centroids, before any pixel is looked at again.

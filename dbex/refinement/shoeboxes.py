@@ -16,7 +16,7 @@ from dbex.refinement.parameters import Models
 from dbex.still import Amplitudes, Bools, Floats, Ints, Still
 from nanobrag_torch.config import CrystalConfig
 from nanobrag_torch.lattice import reciprocal_basis
-from nanobrag_torch.profile import Centroids, centroids, intersection_px
+from nanobrag_torch.profile import Centroids, Quadrature, centroids, intersection_px, nodes
 from nanobrag_torch.spread import node_covariance, spread_of
 from nanobrag_torch.tensors import as_tensor, dot, unit
 
@@ -33,6 +33,7 @@ TAIL_WIDTHS = 3.5
 #: fourth, in pixels, of the spot's section along the edge this part of the peak is wrong (the fourth cumulant of a box
 #: over 8). It may be so much of the noise. Mixtures of more components than a few have narrow ones.
 EDGE_ERROR, UNSEEN, FEW = 1 / 960, 0.1, 2
+WHOLE = Quadrature(oversample=1)
 #: No index is as large as this.
 HKL_MAX = 1 << 20
 #: A box needs this fraction of the pixels that are its own, at least so many, and all of its centre.
@@ -218,16 +219,17 @@ def spot_size_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, 
     panels = models.panels
     cosine = torch.abs(dot(s1, panels.normal[panel]))
     thickness = panels.thickness[panel] * torch.sqrt(1 - cosine**2) / cosine / panels.pixel_size[panel]
-    squared = spot_covariance_px(models, crystal, q, s1, panel).diagonal(dim1=-2, dim2=-1)
+    covariance = spot_covariance_px(models, node_covariance(crystal, models.beam, q), s1, panel)
+    squared = covariance.diagonal(dim1=-2, dim2=-1)
     return torch.sqrt(squared + 1 / 12 + (0.2 * thickness[:, None]) ** 2)
 
 
-def spot_covariance_px(models: Models, crystal: CrystalConfig, q: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
-    """Covariances (n, 2, 2) of spots along fast and slow, in pixels²: the node's Gaussian cut by the Ewald sphere."""
+def spot_covariance_px(models: Models, covariance: Tensor, s1: Tensor, panel: Tensor) -> Tensor:
+    """Covariances (n, 2, 2) of spots along fast and slow, in pixels²: nodes of these covariances (n, 3, 3) cut by the
+    Ewald sphere."""
     panels = models.panels
-    covariance = node_covariance(crystal, models.beam, q)
     normal = panels.normal[panel]
-    wavelength = as_tensor(models.beam.wavelength_A, q)
+    wavelength = as_tensor(models.beam.wavelength_A, s1)
     range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
     along = (covariance @ s1[..., None]).squeeze(-1)
     cut = covariance - along[..., :, None] * along[..., None, :] / dot(s1, along)[:, None, None]
@@ -246,11 +248,11 @@ def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
         return np.zeros(len(boxes), dtype=bool)
     hkl, error = hkl.double(), torch.zeros(len(boxes), dtype=torch.float64)
     for part in models.components:
-        q = hkl @ reciprocal_basis(part.crystal, hkl).T
-        found = centroids(q, node_covariance(part.crystal, models.beam, q), models.beam)
-        covariance = spot_covariance_px(models, part.crystal, q, found.s1, boxes.panel)
+        # pixel and depth are part of the Gaussian
+        at = nodes(part.crystal, models.panels, models.beam, hkl, boxes.panel, models.ln_scale, WHOLE)
+        found = centroids(at.q, at.covariance[0], models.beam)
         # an oblique spot is as narrow along an edge as its section there, not as its shadow
-        inverse = torch.linalg.inv(covariance + torch.eye(2, dtype=q.dtype) / 12)
+        inverse = torch.linalg.inv(spot_covariance_px(models, at.covariance[0], found.s1, boxes.panel))
         error = torch.maximum(error, EDGE_ERROR * inverse.diagonal(dim1=-2, dim2=-1).square().sum(1))
     photons = boxes.largest(boxes.data * boxes.used).clamp_min(0)
     return (error * torch.sqrt(photons) < UNSEEN).numpy()

@@ -89,7 +89,7 @@ CASES = {
     "transpose": lambda x: (matrix(x).transpose(0, 1), batch(x).transpose(-1, -2), batch(x).transpose(0, -1)),
     "squeeze": lambda x: (x[None].squeeze(0), x[:, None].squeeze(-1)),
     "unsqueeze": lambda x: (x.unsqueeze(0), matrix(x).unsqueeze(-1), matrix(x).unsqueeze(1)),
-    "flatten": lambda x: (matrix(x).flatten(), batch(x).flatten(1), x[0].flatten()),
+    "flatten": lambda x: (matrix(x).flatten(), batch(x).flatten(1), batch(x).flatten(-2), x[0].flatten()),
     "unflatten": lambda x: (x.unflatten(0, (2, 3)), x[None].unflatten(-1, (3, 2))),
     "T": lambda x: (matrix(x).T,),
     "index_copy": lambda x: (X.index_copy(0, PLACES, x[:2]), x.index_copy(0, PLACES, x[4:] ** 2)),
