@@ -31,9 +31,8 @@ K_BOXES, K_TAILS = 3.0, 4.0
 REACHING, BEYOND_SPOTS = 0.95, 0.85
 #: Relative error of F² while the scale and the widths are still rough.
 ROUGH_MODEL_ERROR = ModelError(1.0)
-#: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier, that of the
-#: strong spots, whose intensities are nearly free, where others go on.
-CONVERGED_ESDS, ROUGH_ESDS, STRONG_ESDS = 0.02, 1.0, 5.0
+#: A solution is one where the next step is below this fraction of every esd; rough stages stop earlier.
+CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 #: Boxes stay where this part of the reflections that would be chosen has them, no farther off than so many pixels and
 #: of a size that differs by no more in ln; and the relative error of F² by no more than this in ln.
 SAME_BOXES, STAYED_PX, STAYED_LN_SIZE, STAYED_LN_ERROR = 0.98, 0.1, 0.05, 0.2
@@ -179,7 +178,7 @@ def strong_stage(
     map = with_scale(objective, x)
     objective = replace(objective, map=map)
     solution = SOLVE[settings.solver](
-        StillProblem(objective), x, settings.max_iterations, STRONG_ESDS, printer("strong spots", objective, report)
+        StillProblem(objective), x, settings.max_iterations, ROUGH_ESDS, printer("strong spots", objective, report)
     )
     return solution.x, map
 
