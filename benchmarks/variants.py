@@ -265,6 +265,7 @@ def measured(still, shipped_refined, name, seed, folder=None, settings=None):
     else:
         spots = expected_photons(still, truth, variant)
         if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(kept, spots=spots)
     drawn = drawn_still(still, truth, spots, variant, seed)
     began = time.process_time()
