@@ -19,7 +19,7 @@ from benchmarks.task_queue import simulated
 from dbex.batch.executors import local_processes
 from dbex.batch.ledger import Ledger, Outcome, State, Task
 from dbex.batch.visiting import Visiting
-from dbex.data_load import StillFiles
+from dbex.data_load import Shared, StillFiles
 from dbex.joint.conclude import conclude
 from dbex.joint.shared import Common, Sharing, Units
 from dbex.joint.solve import beginning
@@ -110,8 +110,8 @@ def main():
     parser.add_argument("stills", nargs="?", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = (SERIAL / "serial20.expt", SERIAL / "serial20.refl", ROOT / "scaled.mtz", SERIAL / "mask.pkl")
-    files = StillFiles(*map(str, names))
+    shared = Shared(str(ROOT / "scaled.mtz"), str(SERIAL / "mask.pkl"))
+    files = StillFiles(str(SERIAL / "serial20.expt"), str(SERIAL / "serial20.refl"), shared)
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         (folder := Path(name) / "spool").mkdir()
         seconds, kept, sent, common = measured_stills(files, options.stills, folder)
