@@ -29,8 +29,8 @@ from dbex.models import create_beam_config, create_crystal_config, create_detect
 from dbex.refinement.conclude import rows
 from dbex.refinement.detector_motion import motions_between, moved, unit_frame
 from dbex.refinement.parameters import panel_records, parametrisation
+from dbex.refinement.predictions import predict
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import predict
 from dbex.still import Amplitudes, NoiseModel, Observed, Still
 from nanobrag_torch.lattice import orientation, reciprocal_basis
 from nanobrag_torch.panel import stack_panels

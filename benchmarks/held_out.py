@@ -22,6 +22,7 @@ from dbex.cli.parameters import interpret, settings_of
 from dbex.data_load import read_stills
 from dbex.io.reflections import observed, read_table
 from dbex.io.structure_factors import laue_classes
+from dbex.refinement.predictions import keys, predict
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.refine import fit_still
 from dbex.refinement.rounds import (
@@ -32,7 +33,7 @@ from dbex.refinement.rounds import (
     solved_round,
     with_boxes,
 )
-from dbex.refinement.shoeboxes import keys, predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.tables import box_table
 from dbex.still import Floats, Ints, Observed
 from nanobrag_torch.lattice import reciprocal_basis

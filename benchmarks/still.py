@@ -16,10 +16,11 @@ from benchmarks.timing import cpu_seconds
 from dbex.cli.parameters import interpret, settings_of
 from dbex.data_load import read_stills
 from dbex.refinement.parameters import Parameter
+from dbex.refinement.predictions import predict
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import objective_for, start, without_faint_tails
-from dbex.refinement.shoeboxes import predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 
 ROOT = Path(__file__).parents[1]
 #: Runs a command and prints its CPU seconds and peak memory, MB. A process of its own: a command's peak begins with

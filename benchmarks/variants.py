@@ -18,10 +18,10 @@ from benchmarks.still import FILES, ROOT
 from dbex.data_load import read_stills
 from dbex.refinement.conclude import rows
 from dbex.refinement.parameters import CELL, parametrisation
+from dbex.refinement.predictions import predict
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import resolution_limit
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import predict
 from nanobrag_torch.config import ScanConfig
 from nanobrag_torch.lattice import orientation, reciprocal_basis
 from nanobrag_torch.mosaic import MOSAIC_RMS_PER_SPREAD, domain_rotations

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from dbex.observations import Means, Observations
-from dbex.refinement.shoeboxes import keys
+from dbex.refinement.predictions import keys
 from dbex.still import Amplitudes, BoxTable, Floats, Ints
 
 #: Times that means and the variances that follow them are brought into agreement.

@@ -27,13 +27,13 @@ from dbex.joint.shared import Common, Sharing, on_detector
 from dbex.refinement.hot_pixels import hot_pixels, without_pixels
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import CELL, Parameter, Parametrisation
+from dbex.refinement.predictions import Predictions
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import State, StillProblem
 from dbex.refinement.refine import rough_fit
 from dbex.refinement.rounds import CONVERGED_ESDS, Round, fitted_model_error, predicted_objective, same_boxes
 from dbex.refinement.search import moving_places, spot_equations
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import Predictions
 from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.refinement.solvers.solution import Solution
 from dbex.refinement.terms import choose_terms

@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
+from dbex.refinement.predictions import predict
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import K_BOXES, K_TAILS, Round, objective_for, resolution_limit
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import MARGIN_PX, predict, shoeboxes
+from dbex.refinement.shoeboxes import MARGIN_PX, shoeboxes
 from dbex.still import Floats, Still
 
 #: Boxes are larger by so many pixels to each side, where neighbours leave room.

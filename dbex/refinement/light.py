@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dbex.refinement.objective import Objective
+from dbex.refinement.predictions import Predictions, predict
 from dbex.refinement.rounds import K_TAILS, Round, objective_for
-from dbex.refinement.shoeboxes import Predictions, Shoeboxes, counted, predict
+from dbex.refinement.shoeboxes import Shoeboxes, counted
 from dbex.still import Image, Still
 
 #: A spot is drawn so many of its widths and this margin to each side, up to a number of pixels: beyond, 1e5 photons

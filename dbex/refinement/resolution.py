@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dbex.refinement.predictions import predict
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import (
     K_TAILS,
@@ -17,7 +18,7 @@ from dbex.refinement.rounds import (
     with_boxes,
 )
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.tables import free_intensities
 from dbex.still import Floats, Still
 

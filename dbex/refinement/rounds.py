@@ -11,11 +11,12 @@ from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
+from dbex.refinement.predictions import Predictions, observed_predictions, predict
 from dbex.refinement.prior import ModelError, estimate_model_error, intensity_prior
 from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import Predictions, Shoeboxes, observed_predictions, predict, shoeboxes, whole_pixels
+from dbex.refinement.shoeboxes import Shoeboxes, shoeboxes, whole_pixels
 from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
 from dbex.refinement.tables import Solved, free_intensities

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
+from dbex.refinement.predictions import components_seen, sum_of
 from dbex.refinement.prior import known_of
-from dbex.refinement.shoeboxes import Shoeboxes, components_seen, sum_of
+from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.refinement.summation import summed
 from dbex.still import Amplitudes, BoxTable, Floats, Ints, PixelTable, Still
 from nanobrag_torch.jacobian import jacobian

@@ -18,8 +18,9 @@ from dbex.physics.forward import panel_configs
 from dbex.physics.loss import compute_masked_mse_loss
 from dbex.refinement.objective import Objective, component_rows
 from dbex.refinement.parameters import _GROUPS, CELL
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError, intensity_prior
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from nanobrag_torch.config import override
 from nanobrag_torch.node_columns import part_nodes
 from nanobrag_torch.profile import Quadrature, pair_intensities

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dbex.refinement.parameters import Models, Parametrisation
+from dbex.refinement.predictions import predict
 from dbex.refinement.rounds import start
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import predict
 from dbex.still import Observed
 from nanobrag_torch.profile import Pairs, Quadrature, nodes, pair_intensities
 

@@ -8,7 +8,7 @@ from dxtbx.model import Crystal
 
 from dbex.models import create_crystal_config
 from dbex.refinement.parameters import CELL, parametrisation
-from dbex.refinement.shoeboxes import predict
+from dbex.refinement.predictions import predict
 from dbex.still import Amplitudes
 from tests.dbex.refinement.closed_form import add_spots
 

@@ -7,11 +7,12 @@ import torch
 
 from dbex.refinement.captured import ln_captured
 from dbex.refinement.objective import Objective
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import CRYSTAL, Settings
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from tests.dbex.refinement.closed_form import truth_of
 from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from dbex.refinement.objective import Objective
+from dbex.refinement.predictions import predict
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.solvers.levenberg_marquardt import minimise
 from dbex.refinement.uncertainty import curvature
 from tests.dbex.conftest import SHIPPED

@@ -7,12 +7,13 @@ import pytest
 
 from dbex.refinement import groups
 from dbex.refinement.demands import ASKED_ESDS, Score, asked_of
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.tables import Solved
 from dbex.report.summary import summary
 from nanobrag_torch.config import override

@@ -6,9 +6,10 @@ import torch
 
 from dbex.cell_symmetry import free_cell_parameters
 from dbex.refinement import conclude, objective, search, tables
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from nanobrag_torch.jacobian import jacobian
 from tests.conftest import ROOT
 from tests.dbex.stages import STAGES, map_of, steps_of

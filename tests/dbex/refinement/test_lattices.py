@@ -14,12 +14,13 @@ from dbex.errors import BadInput
 from dbex.io.structure_factors import laue_classes
 from dbex.refinement.lattices import refine_lattices
 from dbex.refinement.light import bragg_light
+from dbex.refinement.predictions import observed_predictions, predict
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import K_TAILS, Round, objective_for
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.solvers.solution import Solution
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.refinement.closed_form import BACKGROUND, D_MIN_A, add_spots

@@ -7,8 +7,8 @@ from dbex.cell_symmetry import free_cell_parameters
 from dbex.refinement.captured import wave_numbers
 from dbex.refinement.conclude import reported_slopes
 from dbex.refinement.objective import component_rows
+from dbex.refinement.predictions import components_seen
 from dbex.refinement.search import spot_offsets
-from dbex.refinement.shoeboxes import components_seen
 from nanobrag_torch.fused import ray_numbers
 from nanobrag_torch.jacobian import jacobian
 from tests.dbex.stages import STAGES, map_of, steps_of

@@ -9,11 +9,12 @@ import torch
 
 from dbex import data_load
 from dbex.data_load import read_stills
+from dbex.refinement.predictions import keys, observed_predictions, predict
 from dbex.refinement.prior import ModelError, known_of
 from dbex.refinement.refine import refine_still
 from dbex.refinement.rounds import objective_for, start, with_scale
 from dbex.refinement.settings import CRYSTAL, Settings
-from dbex.refinement.shoeboxes import keys, observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.tables import correlation
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.refinement.conftest import DEMO

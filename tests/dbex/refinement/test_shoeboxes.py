@@ -8,9 +8,10 @@ import torch
 from dials.algorithms.spot_prediction import StillsReflectionPredictor
 from scipy.spatial import cKDTree
 
+from dbex.refinement.predictions import observed_predictions, predict
 from dbex.refinement.rounds import start, with_boxes
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, MOST_TAILS, observed_predictions, predict, shoeboxes
+from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, MOST_TAILS, shoeboxes
 from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX, REORDERED_SUM
 
 

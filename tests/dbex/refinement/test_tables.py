@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import Shoeboxes, observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import Shoeboxes, shoeboxes
 from dbex.refinement.tables import Solved, box_table, correlation, excitation
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import centroids

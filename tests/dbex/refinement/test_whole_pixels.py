@@ -8,10 +8,11 @@ import torch
 
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import parametrisation
+from dbex.refinement.predictions import predict
 from dbex.refinement.prior import ModelError, intensity_prior
 from dbex.refinement.rounds import objective_for, start
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import UNSEEN, predict, shoeboxes, whole_pixels
+from dbex.refinement.shoeboxes import UNSEEN, shoeboxes, whole_pixels
 from nanobrag_torch.profile import Quadrature
 from tests.dbex.stages import map_of
 from tests.tolerances import WHOLE_PIXEL_OF_CLAIM

@@ -10,10 +10,10 @@ from dbex.cli.refine import main
 from dbex.data_load import read_stills
 from dbex.io.masks import read_mask
 from dbex.io.structure_factors import laue_classes
+from dbex.refinement.predictions import keys
 from dbex.refinement.prior import known_of
 from dbex.refinement.refine import refine_still
 from dbex.refinement.settings import Settings
-from dbex.refinement.shoeboxes import keys
 from tests.dbex.conftest import SHIPPED
 from tests.dbex.refinement.tetragonal import indexed_otherwise, tetragonal_still
 from tests.dbex.test_mask import pickled

@@ -8,8 +8,9 @@ import torch
 
 from dbex.physics.forward import forward_scene, simulate_forward_torch
 from dbex.refinement.objective import Objective
+from dbex.refinement.predictions import observed_predictions
 from dbex.refinement.prior import ModelError, intensity_prior
-from dbex.refinement.shoeboxes import observed_predictions, shoeboxes
+from dbex.refinement.shoeboxes import shoeboxes
 from dbex.tracing.chain import PARAMETERS, Counts, trace_pixel
 from nanobrag_torch.profile import Quadrature
 from tests.dbex.conftest import SHIPPED
