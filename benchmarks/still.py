@@ -19,7 +19,7 @@ from dbex.refinement.parameters import Parameter
 from dbex.refinement.predictions import predict
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
-from dbex.refinement.rounds import objective_for, start, without_faint_tails
+from dbex.refinement.rounds import objective_for, start, where_lit
 from dbex.refinement.shoeboxes import shoeboxes
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def shipped_problem():
     shapes = [panel.shape for panel in still.detector]
     everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, 1.2, 4.0, shapes)
     boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
-    return without_faint_tails(still, objective_for(still, map, boxes, ModelError(1.0), x), ModelError(1.0), x)
+    return where_lit(still, objective_for(still, map, boxes, ModelError(1.0), x), ModelError(1.0), x)
 
 
 def with_parameters(objective, count):
@@ -56,7 +56,7 @@ def with_parameters(objective, count):
 def normal_equations(counts=(15, 30, 60)):
     """Rows: parameters; ns a pixel of the value (profiles and linear optimum) and of the normal equations."""
     base = shipped_problem()
-    pixels = len(base.boxes.box)
+    pixels = int(base.boxes.real.sum())
     rows = []
     for count in counts:
         objective = with_parameters(base, count)

@@ -169,13 +169,15 @@ class Derivatives:
     sums: Tensor
     map: Tensor | None
 
-    def by_x(self, of_sums: Tensor) -> Tensor:
-        """From derivatives (boxes, f, m) by, or products with, the sums those with the derivatives (boxes, n, m)."""
-        return of_sums if self.map is None else self.map.transpose(1, 2) @ of_sums
+    def times(self, of_sums: Tensor) -> Tensor:
+        """From products (boxes, m, f) of anything with the sums those with the derivatives (boxes, m, n)."""
+        return of_sums if self.map is None else of_sums @ self.map
 
-    def both(self, of_sums: Tensor) -> Tensor:
-        """From products (boxes, f, f) of the sums those of the derivatives (boxes, n, n)."""
-        return of_sums if self.map is None else self.map.transpose(1, 2) @ of_sums @ self.map
+    def squared(self, of_sums: Tensor) -> Tensor:
+        """From products (boxes, f, f) of the sums those of the derivatives over all boxes (n, n)."""
+        if self.map is None:
+            return of_sums.sum(0)
+        return self.map.flatten(0, 1).T @ (of_sums @ self.map).flatten(0, 1)
 
 
 def box_derivatives(

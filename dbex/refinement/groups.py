@@ -1,4 +1,8 @@
-"""Shoeboxes in groups that are worked on together: alike in pixels and nodes, small enough for a processor's cache."""
+"""Shoeboxes in groups that are worked on together: alike in pixels and nodes, small enough for a processor's cache.
+
+What a group holds are tiles: those pixels of a box that the same number of its nodes reach. Most pixels of most boxes
+see background alone, and few see the light of neighbours.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,43 +21,28 @@ from nanobrag_torch.profile import Quadrature
 NODE_PIXELS = 16_384
 #: Rows of a group's linear columns before those of the nodes: the plane's basis and the data.
 DATA, FIRST_NODE = 3, 4
-#: A box joins a group whose padding stays below this part of what is worked on.
-PADDING = 0.5
+#: Tiles are filled up to one size as long as so much of them is real.
+PADDING = 0.8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Boxes `part`, each with `reach` nodes, as arrays (b, p) whose rows begin with a box's pixels: those of the
-    `segment` of all pixels, at the places `inner` of the flat array. `where` the pixels are, padding included, and the
-    `rule` by which they are sampled; the places (b, l) of the boxes' parts in the list of all, and which of the box's
-    nodes each belongs to (b, l), -1 for padding."""
+    """Tiles, each of a `box` (b,) of its own, that the first `reach` nodes of their boxes reach: the `segment` of all
+    pixels, as arrays (b, p) whose rows are tiles. `where` the pixels are, and the `rule` by which they are sampled; the
+    places (b, l) of the tiles' parts in the list of all, and which of the box's nodes each belongs to (b, l), -1 for
+    padding."""
 
-    part: slice
+    box: Tensor
     segment: slice
-    inner: Tensor
     reach: int
     where: BoxPixels
     rule: Quadrature
     parts: Tensor
     owner: Tensor
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of all pixels (N,) as an array (b, p), 0 in padding."""
-        array = torch.zeros_like(self.where.slow)
-        array.view(-1)[self.inner] = values[self.segment]
-        return array
-
-    def gathered(self, array: Tensor) -> Tensor:
-        """The values of the segment's pixels in an array (..., b, p)."""
-        return array.flatten(-2)[..., self.inner]
-
-    def given(self, boxes: Shoeboxes) -> Tensor:
-        """Basis and what basis and nodes are to explain (b, 4, p): the data without the light of other lattices."""
-        own = boxes.data[self.segment] - boxes.others[self.segment]
-        b, p = self.where.slow.shape
-        array = torch.zeros(FIRST_NODE, b * p, dtype=own.dtype)
-        array[:, self.inner] = torch.cat([boxes.basis[self.segment].T, own[None]])
-        return array.view(FIRST_NODE, b, p).transpose(0, 1)
+    def of(self, values: Tensor) -> Tensor:
+        """Values of all pixels (..., N) as an array (..., b, p)."""
+        return values[..., self.segment].unflatten(-1, self.where.slow.shape)
 
     def of_parts(self, weights: Tensor) -> Tensor:
         """Weights (b, reach) of nodes as those of their parts (b, l), zero for padding."""
@@ -81,10 +70,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups of boxes with these nodes (n, k), of which these have `whole` pixels, for a model of so many
+    """All groups of boxes whose pixels so many nodes `reach` (N,), some with `whole` pixels, for a model of these many
     `components`; the parts of the distinct nodes, and for each reflection the first of its nodes."""
 
-    node: Tensor
+    reach: Tensor
     whole: Bools | None
     components: int
     groups: tuple[Group, ...]
@@ -93,7 +82,7 @@ class Grouping:
 
     def are_of(self, boxes: Shoeboxes, whole: Bools | None, components: int) -> bool:
         """Whether these are the groups of boxes, of which these have whole pixels, for so many components."""
-        return self.node is boxes.node and self.whole is whole and self.components == components
+        return self.reach is boxes.reach and self.whole is whole and self.components == components
 
 
 @dataclass(frozen=True)
@@ -119,67 +108,98 @@ def distinct_nodes(boxes: Shoeboxes, whole: Bools) -> Distinct:
     return Distinct(real.ravel()[first], kind[box] // 2, whole[box], place.reshape(node.shape))
 
 
+def in_tiles(boxes: Shoeboxes, whole: Bools) -> Shoeboxes:
+    """The boxes with their pixels tile by tile, those of a kind and about a size together, filled up to one size."""
+    kinds = int(boxes.reach.max()) + 1
+    real = np.flatnonzero(boxes.real.numpy())
+    tile = (boxes.box * kinds + boxes.reach).numpy()[real]
+    counts = np.bincount(tile, minlength=len(boxes) * kinds)
+    names = np.flatnonzero(counts)
+    box, reach = np.divmod(names, kinds)
+    order = np.lexsort((counts[names], whole[box], reach))
+    names, kind = names[order], (reach * 2 + whole[box])[order]
+    counts = counts[names]
+    rank = np.empty(len(boxes) * kinds, dtype=np.int64)
+    rank[names] = np.arange(len(names))
+    pixel = real[np.argsort(rank[tile], kind="stable")]
+    width = _filled_up(kind, counts)
+    row, place = counted(counts)
+    exists = np.zeros(int(width.sum()), dtype=bool)
+    exists[(np.cumsum(width) - width)[row] + place] = True
+    index = np.repeat(pixel[np.cumsum(counts) - counts], width)
+    index[exists] = pixel
+    return boxes.laid_out(index, exists)
+
+
+def _filled_up(kind: Ints, counts: Ints) -> Ints:
+    """The size to which each tile (t,) of so many pixels is filled up: that of the largest of those of its kind that
+    follow, as far as they are mostly real; tiles of a kind are in the order of their size."""
+    width, first, real = counts.copy(), 0, 0
+    kinds, all_counts = kind.tolist(), counts.tolist()
+    for last, (mine, count) in enumerate(zip(kinds, all_counts, strict=True)):
+        if last > first and (mine != kinds[first] or real + count < PADDING * (last + 1 - first) * count):
+            first, real = last, 0
+        width[first : last + 1] = count
+        real += count
+    return width
+
+
 def grouped(
     boxes: Shoeboxes, distinct: Distinct, seen: Bools, whole: Bools | None, rules: tuple[Quadrature, Quadrature]
 ) -> Grouping:
-    """The boxes in groups, for a model whose distinct nodes (m,) have these of its components (m, c), or more; `rules`
-    sample pixels that are split and those that are taken `whole`, as in some boxes (n,)."""
+    """The tiles of boxes in groups, for a model whose distinct nodes (m,) have these of its components (m, c), or more;
+    `rules` sample pixels that are split and those that are taken `whole`, as in some boxes (n,)."""
     component, of = np.nonzero(seen.T)
     number = np.full(seen.shape, -1)
     number[of, component] = np.arange(len(of))
-    reach = (boxes.node.numpy() >= 0).sum(1)
-    taken, components = distinct.whole[distinct.place[:, 0]], (number >= 0).sum(1)
-    has = np.arange(distinct.place.shape[1]) < reach[:, None]
-    count, most = (components[distinct.place] * has).sum(1), boxes.counts
-    ends = np.cumsum(most)
+    ends = _ends(boxes)
+    starts = np.concatenate([[0], ends[:-1]])
+    most, box, reach = ends - starts, boxes.box.numpy()[starts], boxes.reach.numpy()[starts]
+    taken, components = distinct.whole[distinct.place[box, 0]], (number >= 0).sum(1)
+    count = (components[distinct.place[box]] * (np.arange(distinct.place.shape[1]) < reach[:, None])).sum(1)
     groups = []
-    for first, last in _runs(reach * 2 + taken, most, count):
-        part, p, n = slice(first, last), int(most[first:last].max()), last - first
-        segment = slice(int(ends[first] - most[first]), int(ends[last - 1]))
-        row, place = counted(most[part])
-        inner = torch.as_tensor(row * p + place)
-        where = BoxPixels(boxes.panel[part], *(_filled_up(a[segment], inner, n, p) for a in (boxes.slow, boxes.fast)))
-        rows = number[distinct.place[part, : reach[first]]].reshape(n, -1)
-        parts, owner = _filled(rows, int(reach[first]), int(count[part].max()))
-        groups.append(Group(part, segment, inner, int(reach[first]), where, rules[int(taken[first])], parts, owner))
+    for first, last in _runs(reach * 2 + taken * (reach > 0), most, count):
+        shape, r = (last - first, int(most[first])), int(reach[first])
+        mine, segment = torch.as_tensor(box[first:last]), slice(int(starts[first]), int(ends[last - 1]))
+        slow, fast = (a[segment].to(torch.float64).view(shape) for a in (boxes.slow, boxes.fast))
+        rows = number[distinct.place[box[first:last], :r]].reshape(shape[0], -1)
+        parts, owner = _filled(rows, r, int(count[first:last].max()))
+        where = BoxPixels(boxes.panel[mine], slow, fast)
+        groups.append(Group(mine, segment, r, where, rules[int(taken[first])], parts, owner))
     oversample = np.where(distinct.whole, rules[1].oversample, rules[0].oversample)
     columns = (of, distinct.reflection[of], distinct.panel[of], oversample[of], component)
     _, first_node = np.unique(distinct.reflection, return_index=True)
     parts_of = Parts(*map(torch.as_tensor, columns))
-    return Grouping(boxes.node, whole, seen.shape[1], tuple(groups), parts_of, torch.as_tensor(first_node))
+    return Grouping(boxes.reach, whole, seen.shape[1], tuple(groups), parts_of, torch.as_tensor(first_node))
+
+
+def _ends(boxes: Shoeboxes) -> Ints:
+    """The last pixel + 1 of each tile (t,): runs of pixels of one box and one reach."""
+    box, reach = boxes.box.numpy(), boxes.reach.numpy()
+    return np.append(np.flatnonzero((np.diff(box) != 0) | (np.diff(reach) != 0)) + 1, len(box))
 
 
 def _runs(kind: Ints, pixels: Ints, parts: Ints) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of runs of boxes of a kind (n,), whose pixels times parts (n,) padded to the most of both stay
-    below `NODE_PIXELS` and are mostly real."""
+    """First and last + 1 of runs of tiles of a kind and of so many pixels (t,), whose pixels times parts (t,) padded to
+    the most stay below `NODE_PIXELS`."""
     first = 0
-    kinds, all_pixels, all_parts = kind.tolist(), pixels.tolist(), parts.tolist()
-    while first < len(kinds):
-        last, wide, many, real = first, 0, 0, 0
-        while last < len(kinds) and kinds[last] == kinds[first]:
-            wider, more = max(wide, all_pixels[last]), max(many, all_parts[last])
-            real += all_pixels[last] * all_parts[last]
-            size = (last + 1 - first) * wider * more
-            if last > first and (size > NODE_PIXELS or real < PADDING * size):
+    like, all_parts = list(zip(kind.tolist(), pixels.tolist(), strict=True)), np.maximum(parts, 1).tolist()
+    while first < len(like):
+        last, many = first, 0
+        while last < len(like) and like[last] == like[first]:
+            more = max(many, all_parts[last])
+            if last > first and (last + 1 - first) * like[first][1] * more > NODE_PIXELS:
                 break
-            last, wide, many = last + 1, wider, more
+            last, many = last + 1, more
         yield first, last
         first = last
 
 
-def _filled_up(values: Tensor, inner: Tensor, n: int, p: int) -> Tensor:
-    """Coordinates of pixels as an array (n, p) of float64, padding at the box's first pixel."""
-    array = torch.zeros(n * p, dtype=torch.float64)
-    array[inner] = values.double()
-    array = array.view(n, p)
-    real = torch.zeros(n * p, dtype=torch.bool)
-    real[inner] = True
-    return torch.where(real.view(n, p), array, array[:, :1])
-
-
 def _filled(rows: Ints, reach: int, most: int) -> tuple[Tensor, Tensor]:
     """Places of parts (b, most) from rows (b, reach components) with -1 where there is none, and their owners, -1 for
-    padding, which repeats a box's first."""
+    padding, which repeats a box's first; none where nothing reaches the tiles."""
+    if not reach:
+        return torch.zeros(len(rows), 0, dtype=torch.int64), torch.zeros(len(rows), 0, dtype=torch.int64)
     real_first = np.argsort(rows < 0, axis=1, kind="stable")[:, :most]
     place = np.take_along_axis(rows, real_first, 1)
     owner = np.where(place < 0, -1, real_first // (rows.shape[1] // reach))

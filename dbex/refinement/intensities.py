@@ -49,21 +49,16 @@ def solved_without_prior(objective: Objective, variance: Tensor, local: Local) -
 
 def _without_planes(objective: Objective, variance: Tensor, local: Local) -> tuple[sparse.csr_matrix, Floats]:
     """Normal matrix (m, m) and right-hand side (m,) of all intensities once every box's plane follows them."""
-    node, w, m = objective.boxes.node, objective.weights(variance), len(objective.prior.mean)
-    rows, cols, entries, right = [], [], [], np.zeros(m)
-    for group, X in zip(objective.groups.groups, local.columns, strict=True):
-        gram = (X * group.spread(w)[:, None]) @ X.transpose(1, 2)
-        left = torch.linalg.solve(gram[:, :DATA, :DATA], gram[:, :DATA, DATA:])
-        reduced = gram[:, FIRST_NODE:, DATA:] - gram[:, FIRST_NODE:, :DATA] @ left
-        here = node[group.part, : group.reach]
-        real, place = here >= 0, here.clamp_min(0)
-        block = reduced[..., 1:] * (real[:, :, None] & real[:, None, :])
-        rows.append(place[:, :, None].expand_as(block).flatten().numpy())
-        cols.append(place[:, None, :].expand_as(block).flatten().numpy())
-        entries.append(block.flatten().numpy())
-        right += np.bincount(place.flatten().numpy(), (reduced[..., 0] * real).flatten().numpy(), m)
-    where = (np.concatenate(rows), np.concatenate(cols))
-    return sparse.coo_matrix((np.concatenate(entries), where), shape=(m, m)).tocsr(), right
+    node, m = objective.boxes.node, len(objective.prior.mean)
+    gram = objective.gram(local.columns, objective.weights(variance))
+    left = torch.linalg.solve(gram[:, :DATA, :DATA], gram[:, :DATA, DATA:])
+    reduced = gram[:, FIRST_NODE:, DATA:] - gram[:, FIRST_NODE:, :DATA] @ left
+    real, place = node >= 0, node.clamp_min(0)
+    both = real[:, :, None] & real[:, None, :]
+    rows, cols = (a.expand_as(both)[both].numpy() for a in (place[:, :, None], place[:, None, :]))
+    right = np.zeros(m)
+    np.add.at(right, place[real].numpy(), reduced[..., 0][real].numpy())
+    return sparse.coo_matrix((reduced[..., 1:][both].numpy(), (rows, cols)), shape=(m, m)).tocsr(), right
 
 
 def inverse_diagonal(matrix: sparse.csr_matrix) -> Floats:

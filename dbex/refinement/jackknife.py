@@ -60,23 +60,23 @@ def box_contributions(solved: Solved) -> tuple[Floats, Floats]:
     """The downhill gradient (n boxes, n) and Gauss-Newton matrix (n boxes, n, n) of each box, its plane and its own
     intensity eliminated."""
     objective, local, boxes = solved.objective, solved.local, solved.objective.boxes
-    root = torch.sqrt(objective.weights(solved.variance))
-    prior = objective.prior.sd[boxes.node[:, 0]] ** -2.0
-    gradients, matrices = [], []
-    by_group = objective.derivatives(solved.x, objective.at_nodes(local.intensity), root)
+    w, n = objective.weights(solved.variance), len(objective.map)
     residual = boxes.data - local.background - local.bragg
-    for (group, found, here), columns in zip(by_group, local.columns, strict=True):
-        part = group.part
+    crossed = torch.zeros(len(boxes), len(LINEAR), n, dtype=w.dtype)
+    matrices = torch.zeros(len(boxes), n, n, dtype=w.dtype)
+    derivatives = objective.derivatives(solved.x, objective.at_nodes(local.intensity), torch.sqrt(w))
+    by_group = zip(derivatives, objective.reached(local.columns), strict=True)
+    for (group, found, here), columns in by_group:
         linear = columns[:, LINEAR] * here[:, None]
-        linear[:, -1] = group.spread(residual) * here
-        block = linear[:, :-1] @ linear[:, :-1].transpose(1, 2)
-        block[:, -1, -1] += prior[part]
-        sums_linear = found.sums @ linear.transpose(1, 2)
-        cross = sums_linear[..., :-1]
-        reduced = found.sums @ found.sums.transpose(1, 2) - cross @ _solved(block, cross.transpose(1, 2))
-        gradients.append(found.by_x(sums_linear[..., -1:])[..., 0])
-        matrices.append(found.both(reduced))
-    return torch.cat(gradients).numpy(), torch.cat(matrices).numpy()
+        linear[:, -1] = group.of(residual) * here
+        of_sums = found.sums.transpose(1, 2)
+        crossed.index_add_(0, group.box, found.times(linear @ of_sums))
+        matrices.index_add_(0, group.box, found.times(found.times(found.sums @ of_sums).transpose(1, 2)))
+    cross = crossed[:, :-1]
+    block = objective.gram(local.columns, w)[:, LINEAR[:-1]][..., LINEAR[:-1]]
+    block[:, -1, -1] += objective.prior.sd[boxes.node[:, 0]] ** -2.0
+    matrices -= cross.transpose(1, 2) @ _solved(block, cross)
+    return crossed[:, -1].numpy(), matrices.numpy()
 
 
 def _solved(block: Tensor, cross: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def bragg_light(still: Still, found: Round, d_min: float) -> tuple[Image, ...]:
     # without data nothing says which pixels can be taken whole
     objective = replace(objective, whole=None).prepared(at)
     boxes, weights = objective.boxes, objective.at_nodes(intensities(objective, found))
-    photons = (objective.profiles(at) * weights[boxes.box]).sum(1).numpy()
+    photons = ((objective.profiles(at) * weights[boxes.box]).sum(1) * boxes.real).numpy()
     panel, slow, fast = (a.numpy() for a in (boxes.panel[boxes.box], boxes.slow, boxes.fast))
     for i in np.unique(panel):
         mine = panel == i
@@ -67,6 +67,7 @@ def patches(spots: Predictions, shapes: list[tuple[int, int]]) -> Shoeboxes:
     far = corner + width[:, None]
     return Shoeboxes(
         torch.as_tensor(spots.panel),
+        torch.ones_like(box, dtype=torch.bool),
         box,
         slow_px,
         fast_px,
@@ -74,6 +75,7 @@ def patches(spots: Predictions, shapes: list[tuple[int, int]]) -> Shoeboxes:
         zero,
         zero,
         zero,
+        torch.ones_like(box),
         torch.zeros(len(box), 3, dtype=torch.float64),
         np.stack([corner[:, 0], far[:, 0], corner[:, 1], far[:, 1]], -1),
         spots.index,

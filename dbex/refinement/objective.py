@@ -139,7 +139,7 @@ class Objective:
     @property
     def groups(self) -> Grouping:
         """The boxes in groups."""
-        if self.grouping is not None and self.grouping.node is self.boxes.node:
+        if self.grouping is not None and self.grouping.reach is self.boxes.reach:
             return self.grouping
         return self._grouped(None)
 
@@ -180,11 +180,14 @@ class Objective:
 
     def columns(self, at: At) -> list[Tensor]:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes."""
-        rows = node_rows(at.nodes)
+        boxes, rows = self.boxes, node_rows(at.nodes)
+        explained = torch.cat([boxes.basis.T, (boxes.data - boxes.others)[None]])
         result = []
         for group, scene in self.scenes(at):
-            found = group.of_nodes(box_profiles(rows[:, group.parts], scene))
-            result.append(torch.cat([group.given(self.boxes), found], 1))
+            given = group.of(explained).transpose(0, 1)
+            if group.reach:
+                given = torch.cat([given, group.of_nodes(box_profiles(rows[:, group.parts], scene))], 1)
+            result.append(given)
         return result
 
     def profiles(self, x: Tensor) -> Tensor:
@@ -195,17 +198,13 @@ class Objective:
         """The same from the columns of every group."""
         result = torch.zeros(len(self.boxes.box), self.boxes.node.shape[1], dtype=self.boxes.data.dtype)
         for group, X in zip(self.groups.groups, columns, strict=True):
-            result[group.segment, : group.reach] = group.gathered(X[:, FIRST_NODE:].transpose(0, 1)).T
+            result[group.segment, : group.reach] = X[:, FIRST_NODE:].transpose(1, 2).flatten(0, 1)
         return result
 
-    def brightest(self, x: Tensor) -> Tensor:
-        """Photons (n, k) that each box's nodes send at most to one of its pixels, were their intensities an sd above
-        their prior's mean."""
-        bright = self.at_nodes(self.prior.mean + self.prior.sd)
-        most = torch.zeros_like(bright)
-        for group, X in zip(self.groups.groups, self.columns(self.at(x)), strict=True):
-            most[group.part, : group.reach] = X[:, FIRST_NODE:].amax(2)
-        return bright * most
+    @property
+    def bright(self) -> Tensor:
+        """Intensities (n, k) of the boxes' nodes an sd above their prior's mean."""
+        return self.at_nodes(self.prior.mean + self.prior.sd)
 
     def solve_linear(self, x: Tensor, variance: Tensor, frozen: Tensor | None = None) -> Local:
         """The optimal planes and intensities at x for fixed variances (N,); with `frozen`, ln amplitudes (m,), the
@@ -227,11 +226,7 @@ class Objective:
         """The same for columns that are there already, and another sd of the prior."""
         sd = self.prior.sd if sd is None else sd
         boxes, w = self.boxes, self.weights(variance)
-        n, most = boxes.node.shape
-        gram = torch.zeros(n, FIRST_NODE + most, FIRST_NODE + most, dtype=w.dtype)
-        for group, X in zip(self.groups.groups, columns, strict=True):
-            size = X.shape[1]
-            gram[group.part, :size, :size] = (X * group.spread(w)[:, None]) @ X.transpose(1, 2)
+        gram = self.gram(columns, w)
         plane_node, plane_data = gram[:, :DATA, FIRST_NODE:], gram[:, :DATA, DATA, None]
         left = torch.linalg.solve(gram[:, :DATA, :DATA], torch.cat([plane_node, plane_data], -1))
         reduced = gram[:, FIRST_NODE:, DATA:] - plane_node.transpose(1, 2) @ left.roll(1, -1)
@@ -239,14 +234,23 @@ class Objective:
         intensity = self.prior.mean + sd * z
         at_nodes = self.at_nodes(intensity)
         planes = left[..., -1] - (left[..., :-1] @ at_nodes[..., None])[..., 0]
-        factors = torch.zeros(n, 2, FIRST_NODE + most, dtype=w.dtype)
+        factors = torch.zeros(len(boxes), 2, gram.shape[1], dtype=w.dtype)
         factors[:, 0, :DATA], factors[:, 1, FIRST_NODE:] = planes, at_nodes
         model = torch.empty(2, len(w), dtype=w.dtype)
         for group, X in zip(self.groups.groups, columns, strict=True):
-            model[:, group.segment] = group.gathered((factors[group.part, :, : X.shape[1]] @ X).transpose(0, 1))
+            group.of(model)[:] = (factors[group.box, :, : X.shape[1]] @ X).transpose(0, 1)
         background, bragg = model[0] + boxes.others, model[1]
         chi2 = float(w @ (boxes.data - background - bragg) ** 2)
         return Local(planes, intensity, background, bragg, chi2 + float((z**2).sum()), chi2, factor, columns, sd)
+
+    def gram(self, columns: list[Tensor], w: Tensor) -> Tensor:
+        """The products (n, 4 + k, 4 + k) of what each box's pixels are linear in, weighted by w (N,)."""
+        n, most = self.boxes.node.shape
+        result = torch.zeros(n, FIRST_NODE + most, FIRST_NODE + most, dtype=w.dtype)
+        for group, X in zip(self.groups.groups, columns, strict=True):
+            size = X.shape[1]
+            result[:, :size, :size].index_add_(0, group.box, (X * group.of(w)[:, None]) @ X.transpose(1, 2))
+        return result
 
     def at_nodes(self, intensity: Tensor) -> Tensor:
         """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
@@ -286,26 +290,26 @@ class Objective:
         boxes, n = self.boxes, len(self.map)
         root = torch.sqrt(self.weights(variance))
         at_nodes = self.at_nodes(local.intensity)
-        matrix, gradient = torch.zeros(n, n, dtype=x.dtype), torch.zeros(n, dtype=x.dtype)
+        matrix = torch.zeros(n, n, dtype=x.dtype)
         cross = torch.zeros(len(self.prior.mean), n, dtype=x.dtype)
         at = local.at if local.at is not None and local.at.is_that_of(self, x) else self.at(x)
         by_x = self.by_x(at)
         residual = boxes.data - local.background - local.bragg
-        by_group = zip(self._derivatives(at, by_x, at_nodes, root), local.columns, strict=True)
+        # what is linear times the derivatives of each box's pixels, the residual in the data's place
+        crossed = torch.zeros(len(boxes), FIRST_NODE + boxes.node.shape[1], n, dtype=x.dtype)
+        by_group = zip(self._derivatives(at, by_x, at_nodes, root), self.reached(local.columns), strict=True)
         for (group, found, here), columns in by_group:
-            part = group.part
             linear = columns * here[:, None]
-            linear[:, DATA] = group.spread(residual) * here
-            sums_linear = found.sums @ linear.transpose(1, 2)
-            plane = linear[:, :DATA] @ linear.transpose(1, 2)
-            left = torch.linalg.solve(plane[..., :DATA], sums_linear[..., :DATA].transpose(1, 2))
-            reduced = found.sums @ found.sums.transpose(1, 2) - sums_linear[..., :DATA] @ left
-            matrix += found.both(reduced).sum(0)
-            node_sums = sums_linear[..., FIRST_NODE:] - left.transpose(1, 2) @ plane[..., FIRST_NODE:]
-            by_x_and_node = found.by_x(torch.cat([sums_linear[..., DATA, None], node_sums], -1))
-            gradient += by_x_and_node[..., 0].sum(0)
-            of_nodes = by_x_and_node[..., 1:].transpose(1, 2).reshape(-1, n)
-            cross.index_add_(0, boxes.node[part, : group.reach].reshape(-1), of_nodes)
+            linear[:, DATA] = group.of(residual) * here
+            of_sums = found.sums.transpose(1, 2)
+            matrix += found.squared(found.sums @ of_sums)
+            crossed[:, : linear.shape[1]].index_add_(0, group.box, found.times(linear @ of_sums))
+        gram = self.gram(local.columns, self.weights(variance))
+        left = torch.linalg.solve(gram[:, :DATA, :DATA], crossed[:, :DATA])
+        matrix -= crossed[:, :DATA].flatten(0, 1).T @ left.flatten(0, 1)
+        gradient = crossed[:, DATA].sum(0)
+        of_nodes = crossed[:, FIRST_NODE:] - gram[:, FIRST_NODE:, :DATA] @ left
+        cross.index_add_(0, boxes.node.clamp_min(0).flatten(), of_nodes.flatten(0, 1))
         cross *= local.sd[:, None]
         by_prior = torch.zeros_like(cross)
         if local.ln_captured is not None:
@@ -326,7 +330,8 @@ class Objective:
         )
 
     def derivatives(self, x: Tensor, at_nodes: Tensor, root: Tensor) -> Iterator[tuple[Group, Derivatives, Tensor]]:
-        """Derivatives of the Bragg part times `root` (N,), in two factors, group by group with its root (b, p)."""
+        """Derivatives of the Bragg part times `root` (N,), in two factors, for each group that nodes reach, with its
+        root (b, p)."""
         at = self.at(x)
         return self._derivatives(at, self.by_x(at), at_nodes, root)
 
@@ -336,16 +341,24 @@ class Objective:
         """The same for nodes and their derivatives that are there already."""
         rows, maps = node_rows(at.nodes), node_maps(at.nodes, by_x.nodes)
         for group, scene in self.scenes(at):
-            part, places = group.part, group.parts
-            weights = group.of_parts(at_nodes[part, : group.reach])
+            if not group.reach:
+                continue
+            places = group.parts
+            weights = group.of_parts(at_nodes[group.box, : group.reach])
             follow = None if by_x.rays is None else by_x.rays.of(group.where.panel)
-            here = group.spread(root)
+            here = group.of(root)
             yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow), here
+
+    def reached(self, columns: list[Tensor]) -> list[Tensor]:
+        """Of the columns of every group those of the groups that nodes reach."""
+        return [X for group, X in zip(self.groups.groups, columns, strict=True) if group.reach]
 
     def jacobian(self, x: Tensor, at_nodes: Tensor) -> Tensor:
         """Derivatives (N, n) of the Bragg part."""
-        found = self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data))
-        return torch.cat([group.gathered(part.by_x(part.sums).transpose(0, 1)).T for group, part, _ in found])
+        result = torch.zeros(len(self.boxes.box), len(self.map), dtype=x.dtype)
+        for group, found, _ in self.derivatives(x, at_nodes, torch.ones_like(self.boxes.data)):
+            result[group.segment] = found.times(found.sums.transpose(1, 2)).flatten(0, 1)
+        return result
 
     def captured_slopes(self, at: At, by_x: ByX) -> Tensor:
         """Derivatives (nodes, n) of the ln amplitudes where nodes meet the sphere."""

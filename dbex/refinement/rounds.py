@@ -9,6 +9,8 @@ import torch
 
 from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
+from dbex.refinement.groups import in_tiles
+from dbex.refinement.lit import lit_boxes
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.predictions import Predictions, observed_predictions, predict
@@ -39,8 +41,6 @@ CONVERGED_ESDS, ROUGH_ESDS = 0.02, 1.0
 SAME_BOXES, STAYED_PX, STAYED_LN_SIZE, STAYED_LN_ERROR = 0.98, 0.1, 0.05, 0.2
 #: Rounds but the last end where the next step is below so many esds.
 ROUGHLY_ESDS = 0.5
-#: Photons that a neighbour must send to some pixel of a box to be part of its model.
-FAINT = 0.01
 #: So many boxes are enough to choose a model by.
 ENOUGH_BOXES = 800
 #: Rounds of predicting the boxes anew: before richer models are tried, and until they stay.
@@ -148,17 +148,14 @@ def objective_for(
     at = torch.zeros(len(map), dtype=torch.float64) if x is None else torch.as_tensor(x)
     hkl = torch.as_tensor(still.amplitudes.hkl[boxes.reflections])
     whole = whole_pixels(map.models(at), hkl[boxes.node[:, 0]], boxes)
-    order = np.lexsort((boxes.counts, whole, (boxes.node >= 0).sum(1)))
-    boxes, whole = boxes.ordered(order), whole[order]
+    boxes = in_tiles(boxes, whole)
     prior = intensity_prior(still.amplitudes, boxes.reflections, model_error)
     return Objective(boxes, hkl, map, prior, Quadrature(), torch.ones_like(boxes.data), whole).prepared(at)
 
 
-def without_faint_tails(still: Still, objective: Objective, model_error: ModelError, x: Floats) -> Objective:
-    """The objective at x without neighbours that send a box no light worth naming."""
-    seen = (objective.boxes.node >= 0) & (objective.brightest(torch.as_tensor(x)) > FAINT)
-    seen[:, 0] = True
-    return objective_for(still, objective.map, objective.boxes.reached_by(seen), model_error, x)
+def where_lit(still: Still, objective: Objective, model_error: ModelError, x: Floats) -> Objective:
+    """The objective at x with the nodes that are seen in its boxes, and each pixel with those that light it."""
+    return objective_for(still, objective.map, lit_boxes(objective, torch.as_tensor(x)), model_error, x)
 
 
 def strong_stage(
@@ -270,7 +267,7 @@ def objective_of(
             f"{still.name}: the model predicts no reflection on trusted pixels: check cell, detector and mask"
         )
     objective = objective_for(still, map, boxes, model_error, x)
-    return without_faint_tails(still, objective, model_error, x)
+    return where_lit(still, objective, model_error, x)
 
 
 def with_boxes(still: Still, everything: Predictions, k_max: float = K_BOXES) -> Bools:

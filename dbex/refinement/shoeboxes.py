@@ -37,15 +37,17 @@ USABLE_FRACTION, FEWEST_PIXELS = 0.5, 25
 
 @dataclass(frozen=True)
 class Shoeboxes:
-    """The pixels of n boxes, box after box, and which reflections reach each.
+    """The pixels of n boxes, and which reflections reach each.
 
-    Of each pixel (N,): the `box` that it is of, `slow` and `fast` counted from the panel's first, whether it is `used`,
-    `data`, the light of `others` (other lattices on the image) and `sigma_squared` (photons, photons²); `basis` (N, 3)
-    spans the planes. Of each box (n,): its `panel`, `bbox` (n, 4), and `node` (n, k), which indexes `reflections`, the
-    box's own first, -1 where there are fewer; `reflections` (m,) index the amplitudes.
+    Of each pixel (N,): whether it is `real` or stands in for none to fill an array up, the `box` that it is of, `slow`
+    and `fast` counted from the panel's first, whether it is `used`, `data`, the light of `others` (other lattices on
+    the image) and `sigma_squared` (photons, photons²), and how many of the box's nodes `reach` it, the first ones;
+    `basis` (N, 3) spans the planes. Of each box (n,): its `panel`, `bbox` (n, 4), and `node` (n, k), which indexes
+    `reflections`, the box's own first, -1 where there are fewer; `reflections` (m,) index the amplitudes.
     """
 
     panel: Tensor
+    real: Tensor
     box: Tensor
     slow: Tensor
     fast: Tensor
@@ -53,6 +55,7 @@ class Shoeboxes:
     data: Tensor
     others: Tensor
     sigma_squared: Tensor
+    reach: Tensor
     basis: Tensor
     bbox: Ints
     reflections: Ints
@@ -65,34 +68,36 @@ class Shoeboxes:
     @property
     def counts(self) -> Ints:
         """The number of pixels of each box (n,)."""
-        return np.bincount(self.box.numpy(), minlength=len(self))
+        return np.bincount(self.box.numpy(), self.real.numpy(), len(self)).astype(np.int64)
 
     def sums(self, values: Tensor) -> Tensor:
         """The sums over each box's pixels (n, ...) of values (N, ...)."""
         return torch.zeros(len(self), *values.shape[1:], dtype=values.dtype).index_add_(0, self.box, values)
 
     def largest(self, values: Tensor) -> Tensor:
-        """The largest of each box's values (n,), of those of all pixels (N,)."""
-        least = torch.full((len(self),), -torch.inf, dtype=values.dtype)
-        return least.scatter_reduce_(0, self.box, values, "amax")
+        """The largest of each box's values (n, ...), of those of all pixels (N, ...)."""
+        least = torch.full((len(self), *values.shape[1:]), -torch.inf, dtype=values.dtype)
+        box = self.box.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+        return least.scatter_reduce_(0, box, values, "amax")
 
-    def ordered(self, order: Ints) -> "Shoeboxes":
-        """The same boxes in another order (n,)."""
-        first = np.cumsum(self.counts) - self.counts
-        row, place = counted(self.counts[order])
-        pixel = torch.as_tensor(first[order][row] + place)
-        of_pixels = ("slow", "fast", "used", "data", "others", "sigma_squared", "basis")
-        moved = {name: getattr(self, name)[pixel] for name in of_pixels}
-        moved |= {name: getattr(self, name)[torch.as_tensor(order)] for name in ("panel", "node")}
-        return replace(self, box=torch.as_tensor(row), bbox=self.bbox[order], **moved)
+    def laid_out(self, pixel: Ints, real: Bools) -> "Shoeboxes":
+        """The same boxes with these of their pixels (N,) in this order; where one is not `real` it is not used, and all
+        that is summed over pixels is 0."""
+        index, exists = torch.as_tensor(pixel), torch.as_tensor(real)
+        where = {name: getattr(self, name)[index] for name in ("box", "slow", "fast", "sigma_squared", "reach")}
+        light = {name: getattr(self, name)[index] * exists for name in ("used", "data", "others")}
+        return replace(self, real=exists, basis=self.basis[index] * exists[:, None], **where, **light)
 
-    def reached_by(self, seen: Tensor) -> "Shoeboxes":
-        """The same boxes with those of their nodes that are `seen` (n, k), the own ones among them."""
+    def reached_by(self, seen: Tensor, lit: Tensor) -> "Shoeboxes":
+        """The same boxes with those of their nodes that are `seen` (n, k), the own ones among them; the model of a
+        pixel holds them up to the last by which it is `lit` (N, k)."""
+        kept = seen.cumsum(1) * seen
+        reach = (kept[self.box] * lit).amax(1)
         seen_first = torch.argsort((~seen).to(torch.int8), dim=1, stable=True)
         node = torch.where(seen, self.node, -1).gather(1, seen_first)[:, : int(seen.sum(1).max())].numpy()
         names, place = np.unique(np.where(node < 0, node[:, :1], node), return_inverse=True)
         node = np.where(node < 0, -1, place.reshape(node.shape))
-        return replace(self, node=torch.as_tensor(node), reflections=self.reflections[names])
+        return replace(self, node=torch.as_tensor(node), reflections=self.reflections[names], reach=reach)
 
 
 def whole_pixels(models: Models, hkl: Tensor, boxes: Shoeboxes) -> Bools:
@@ -168,15 +173,18 @@ def shoeboxes(still: Still, chosen: Predictions, everything: Predictions, margin
     pixel = pixel[np.argsort(rank[row[pixel]], kind="stable")]
     row, x, y = row[pixel], x[pixel], y[pixel]
     spans = (np.ones(len(row)), x / half[row, 0], y / half[row, 1])
+    box = rank[row]
     return Shoeboxes(
         torch.as_tensor(chosen.panel[keep]),
-        torch.as_tensor(rank[row]),
+        torch.ones(len(box), dtype=torch.bool),
+        torch.as_tensor(box),
         torch.as_tensor(slow[pixel]),
         torch.as_tensor(fast[pixel]),
         torch.as_tensor(used[pixel]),
         torch.as_tensor(data[pixel]),
         torch.as_tensor(others[pixel]),
         torch.as_tensor(sigma_squared[pixel]),
+        torch.as_tensor((node >= 0).sum(1)[box]),
         torch.as_tensor(np.stack(spans, -1)),
         np.stack([corner[:, 0], corner[:, 0] + width[:, 0], corner[:, 1], corner[:, 1] + width[:, 1]], -1)[keep],
         reflections,

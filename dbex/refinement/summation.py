@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from dbex.refinement.groups import FIRST_NODE
 from dbex.refinement.objective import Local, Objective
 from dbex.still import Floats
 
@@ -20,8 +19,7 @@ def summed(objective: Objective, variance: Tensor, local: Local) -> tuple[Floats
     The box's plane, levelled anew on the pixels around the spot, and the light of other spots are taken off first.
     """
     boxes, basis = objective.boxes, objective.boxes.basis
-    by_group = zip(objective.groups.groups, local.columns, strict=True)
-    profile = torch.cat([group.gathered(columns[:, FIRST_NODE]) for group, columns in by_group])
+    profile = objective.profiles_of(local.columns)[:, 0]
     spot = (boxes.used & (profile > FOREGROUND * boxes.largest(profile)[boxes.box])).to(profile.dtype)
     around = boxes.used * (1 - spot)
     residual = boxes.data - local.background - local.bragg

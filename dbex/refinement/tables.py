@@ -185,19 +185,21 @@ def centroids_as_read(still: Still, hkl: Ints, panel: Ints) -> Floats:
 
 
 def pixel_table(solved: Solved) -> PixelTable:
-    """One row a pixel of the boxes and their panel."""
+    """One row a pixel of the boxes and their panel, box after box."""
     boxes, local = solved.objective.boxes, solved.local
+    rows = torch.nonzero(boxes.real)[:, 0]
+    rows = rows[torch.argsort(boxes.box[rows], stable=True)]
     return PixelTable(
-        box=boxes.box.numpy(),
-        panel=boxes.panel[boxes.box].numpy(),
-        slow=boxes.slow.numpy(),
-        fast=boxes.fast.numpy(),
-        data=boxes.data.numpy(),
-        background=local.background.numpy(),
-        other_lattices=boxes.others.numpy(),
-        bragg=local.bragg.numpy(),
-        variance=solved.variance.numpy(),
-        used=boxes.used.numpy(),
+        box=boxes.box[rows].numpy(),
+        panel=boxes.panel[boxes.box[rows]].numpy(),
+        slow=boxes.slow[rows].numpy(),
+        fast=boxes.fast[rows].numpy(),
+        data=boxes.data[rows].numpy(),
+        background=local.background[rows].numpy(),
+        other_lattices=boxes.others[rows].numpy(),
+        bragg=local.bragg[rows].numpy(),
+        variance=solved.variance[rows].numpy(),
+        used=boxes.used[rows].numpy(),
     )
 
 

@@ -37,6 +37,7 @@ def objective(stage):
     bbox, own = np.tile([6, 19, 6, 19], (2, 1)), torch.tensor([[0], [1]])
     boxes = Shoeboxes(
         torch.tensor([0, 1]),
+        everywhere,
         torch.arange(2).repeat_interleave(len(slow) // 2),
         slow,
         fast,
@@ -44,6 +45,7 @@ def objective(stage):
         data,
         torch.zeros_like(data),
         data,
+        torch.ones_like(slow),
         planes,
         bbox,
         np.arange(2),

@@ -40,7 +40,11 @@ def as_shoeboxes(at, near):
     planes = torch.zeros(len(slow), 3, dtype=torch.float64)
     box, panel, bbox = at.box.sort().values, at.bounds[:, 0], at.bounds[:, 1:].numpy()
     names = near.index.numpy()
-    return Shoeboxes(panel, box, slow, fast, used, empty, empty, empty, planes, bbox, names, node, {}), chosen
+    reach = (node >= 0).sum(1)[box]
+    return (
+        Shoeboxes(panel, used, box, slow, fast, used, empty, empty, empty, reach, planes, bbox, names, node, {}),
+        chosen,
+    )
 
 
 class TestDB_AT_027_ZeroStep:

@@ -110,7 +110,7 @@ def test_every_column_is_that_of_autograd_through_the_readable_profile(rule, pol
     rays = ray_columns(panels, jacobian(lambda x: ray_numbers(*geometry(x)), X)).of(BOXES.panel)
     root = torch.ones_like(BOXES.slow, dtype=X.dtype)
     derivatives = box_derivatives(rows_of(at), maps, WEIGHTS, scene(panels, beam, BOXES, rule), root, rays)
-    found = derivatives.by_x(derivatives.sums).transpose(1, 2)
+    found = derivatives.times(derivatives.sums.transpose(1, 2))
     expected = torch.autograd.functional.jacobian(lambda x: (readable(x, rule) * WEIGHTS[:, None]).sum(-1), X)
     for column in range(len(X)):
         size = expected[..., column].abs().amax(1, keepdim=True)

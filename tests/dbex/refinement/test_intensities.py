@@ -61,7 +61,7 @@ def test_drawn_photons_give_back_overlapping_intensities_within_their_esds(crowd
         data = bragg + 9.0 + torch.sqrt(variance) * torch.as_tensor(rng.normal(size=bragg.shape))
         columns = [part.clone() for part in local.columns]
         for group, part in zip(objective.groups.groups, columns, strict=True):
-            part[:, DATA] = group.spread(data)
+            part[:, DATA] = group.of(data)
         value, found = solved_without_prior(objective, variance, replace(local, columns=columns))
         pulls.append((value - truth[own]) / np.sqrt(found))
     overlapped = (objective.boxes.node >= 0).sum(1).numpy() > 1
@@ -90,8 +90,8 @@ def test_what_no_pixel_determines_has_no_intensity(crowded, light):
     dark = next(i for i in range(len(node)) if (node == node[i, 0]).sum() == 1)
     columns = [part.clone() for part in local.columns]
     for group, part in zip(objective.groups.groups, columns, strict=True):
-        if group.part.start <= dark < group.part.stop:
-            part[dark - group.part.start, FIRST_NODE] *= light
+        if group.reach:
+            part[group.box == dark, FIRST_NODE] *= light
     value, found = solved_without_prior(objective, variance, replace(local, columns=columns))
     assert np.flatnonzero(np.isnan(value)).tolist() == np.flatnonzero(np.isnan(found)).tolist() == [dark]
 
@@ -105,10 +105,9 @@ def test_two_spots_in_one_place_have_no_intensity_each(crowded):
     pair = {own[here], own[there]}
     columns = [part.clone() for part in local.columns]
     for group, part in zip(objective.groups.groups, columns, strict=True):
-        for box in range(group.part.start, group.part.stop):
-            places = [FIRST_NODE + k for k, name in enumerate(node[box]) if name in pair]
-            light = part[box - group.part.start, places].sum(0) if len(places) == 2 else 0.0
-            part[box - group.part.start, places] = light
+        for row, box in enumerate(group.box.tolist()):
+            places = [FIRST_NODE + k for k, name in enumerate(node[box][: group.reach]) if name in pair]
+            part[row, places] = part[row, places].sum(0) if len(places) == 2 else 0.0
     value, _ = solved_without_prior(objective, variance, replace(local, columns=columns))
     assert np.isnan(value[[here, there]]).all()
 

@@ -103,8 +103,10 @@ def test_the_covariance_of_the_model_is_a_block_of_the_dense_one(crowded):
     objective, x, variance, local = crowded
     boxes = objective.boxes
     at_nodes = local.intensity[boxes.node.clamp_min(0)] * (boxes.node >= 0)
-    J = objective.jacobian(x, at_nodes)[boxes.used]
-    weighted = (J / torch.sqrt(variance[boxes.used])[:, None]).numpy()
+    # rows are those of one box after the other
+    pixel = torch.nonzero(boxes.used)[:, 0]
+    pixel = pixel[torch.argsort(boxes.box[pixel], stable=True)]
+    weighted = (objective.jacobian(x, at_nodes)[pixel] / torch.sqrt(variance[pixel])[:, None]).numpy()
     rows, _ = dense(objective, x, variance)
     n, pixels = len(x), len(weighted)
     whole = np.zeros((len(rows) + n, n + rows.shape[1]))

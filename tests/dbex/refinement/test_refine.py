@@ -54,7 +54,7 @@ class TestDB_AT_024_Quality:
         strong = (signal / torch.sqrt(boxes.sums(variance * boxes.used)) > STRONG).numpy()
         cc = correlation(boxes, boxes.data, local.bragg + local.background)
         data = torch.where(boxes.used, boxes.data - local.background, -torch.inf)
-        central = in_central_half(boxes, [int(part.argmax()) for part in data.split(boxes.counts.tolist())])
+        central = in_central_half(boxes, (data == boxes.largest(data)[boxes.box]).numpy())
         tolerances = {"median_cc_at_least": 0.5, "fraction_of_maxima_in_central_half_box_at_least": 0.95}
         with acceptance_report("DB-AT-024", "before", tolerances=tolerances, inputs=INPUTS) as values:
             values["median_cc"] = np.median(cc[strong])
@@ -91,9 +91,12 @@ class TestDB_AT_024_Quality:
             np.testing.assert_allclose(boxes.signal_to_noise, signal, rtol=1e-9)
 
 
-def in_central_half(boxes, place):
-    """Whether the pixel of each box at a place (n,) among its own is within its central half along both edges."""
-    pixel = np.cumsum(boxes.counts) - boxes.counts + place
+def in_central_half(boxes, largest):
+    """Whether the first pixel of each box (n,) among those that are its `largest` (N,) is within its central half along
+    both edges."""
+    box, pixel = np.unique(boxes.box.numpy()[largest], return_index=True)
+    assert len(box) == len(boxes)
+    pixel = np.flatnonzero(largest)[pixel]
     fast, slow = boxes.fast.numpy()[pixel] + 0.5, boxes.slow.numpy()[pixel] + 0.5
     x0, x1, y0, y1 = boxes.bbox.T
     return (np.abs(fast - (x0 + x1) / 2) <= (x1 - x0) / 4) & (np.abs(slow - (y0 + y1) / 2) <= (y1 - y0) / 4)

@@ -8,11 +8,11 @@ import torch
 
 from dbex.errors import BadInput
 from dbex.refinement import rounds
+from dbex.refinement.lit import DARK, FAINT, WIDER, all_profiles, light_left_out, lit_anew
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import (
     CONVERGED_ESDS,
-    FAINT,
     ROUGHLY_ESDS,
     SAME_BOXES,
     STAYED_LN_ERROR,
@@ -23,14 +23,14 @@ from dbex.refinement.rounds import (
     objective_for,
     start,
     strong_stage,
-    without_faint_tails,
+    where_lit,
 )
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import shoeboxes
 from dbex.refinement.terms import solved_with
 from dbex.still import OtherLattices
 from tests.dbex.refinement.closed_form import LN_SCALE
-from tests.tolerances import REORDERED_SUM
+from tests.tolerances import COMPILED_RELATIVE, REORDERED_SUM
 
 ERROR = ModelError(0.3)
 
@@ -46,13 +46,23 @@ def crowded(long_axis):
     boxes = shoeboxes(still, everything.select(np.abs(everything.k) < 3.0), everything)
     x = np.zeros(len(map))
     every = objective_for(still, map, boxes, ERROR, x)
-    return every, without_faint_tails(still, every, ERROR, x), torch.as_tensor(x)
+    return every, where_lit(still, every, ERROR, x), torch.as_tensor(x)
+
+
+@pytest.fixture(scope="module")
+def ended(drawn):
+    """A still, what is asked for, and a round that ended."""
+    still, truth = drawn
+    still, settings = replace(still, d_min_A=2.2), Settings(max_iterations=30)
+    map = replace(start(still, settings), crystal=truth.map.crystal, ln_scale=LN_SCALE)
+    return still, settings, all_predicted(still, map, np.zeros(len(map)), settings, quiet)
 
 
 def pixel_order(boxes):
-    """The pixels (N,) in the order of their places, in which each is once."""
+    """The real pixels in the order of their places, in which each is once."""
     panel = boxes.panel[boxes.box].numpy()
-    return np.lexsort((boxes.fast.numpy(), boxes.slow.numpy(), panel))
+    order = np.lexsort((boxes.fast.numpy(), boxes.slow.numpy(), panel))
+    return order[boxes.real.numpy()[order]]
 
 
 def names(boxes):
@@ -69,28 +79,84 @@ def test_faint_neighbours_leave_and_nothing_else_does(crowded):
     gone = sum(len(before[own] - after[own]) for own in before)
     assert gone > len(before)
     assert sum(map(len, after.values())) > 1.5 * len(after)
-    bright, order = every.brightest(x), {}
+    bright, order = every.bright * every.boxes.largest(every.profiles(x)), {}
     for row, light in zip(every.boxes.node.tolist(), bright.tolist(), strict=True):
         shown = [(every.boxes.reflections[n], most) for n, most in zip(row, light, strict=True) if n >= 0]
         order[shown[0][0]] = {name for name, most in shown[1:] if most > FAINT} | {shown[0][0]}
     assert order == after
 
 
+def light(fit, every, x):
+    """Photons (N, k) of the nodes of every pixel's box, were all intensities an sd above their prior's mean in `every`,
+    and the most (N, k) that each sends to a pixel of the box; 0 for those that pixels stand in for."""
+    place = {name: n for n, name in enumerate(every.boxes.reflections)}
+    same = [place[name] for name in fit.boxes.reflections]
+    photons = all_profiles(fit, x) * fit.at_nodes((every.prior.mean + every.prior.sd)[same])[fit.boxes.box]
+    return photons * fit.boxes.real[:, None], fit.boxes.largest(photons)[fit.boxes.box]
+
+
 def test_the_light_of_those_that_left_is_faint_in_every_pixel(crowded):
     """Were all intensities an sd above their prior's mean."""
-    light, dropped, prior = [], [], crowded[0].prior
-    place = {name: n for n, name in enumerate(crowded[0].boxes.reflections)}
-    for fit in crowded[:2]:
-        same = [place[name] for name in fit.boxes.reflections]
-        bright = fit.at_nodes((prior.mean + prior.sd)[same])[fit.boxes.box]
+    found, dropped, (every, fewer, x) = [], [], crowded
+    for fit in (every, fewer):
         order = pixel_order(fit.boxes)
-        light.append((fit.profiles(crowded[2]) * bright).sum(1)[order])
+        found.append(light(fit, every, x)[0].sum(1)[order])
         dropped.append((fit.boxes.node >= 0).sum(1)[fit.boxes.box][order])
-    less = light[0] - light[1]
+    less = found[0] - found[1]
     count = dropped[0] - dropped[1]
-    assert (less >= -REORDERED_SUM * light[0]).all()
-    assert (less <= FAINT * count + REORDERED_SUM * light[0]).all()
+    assert (less >= -REORDERED_SUM * found[0]).all()
+    assert (less <= FAINT * count + REORDERED_SUM * found[0]).all()
     assert float(less.max()) > FAINT / 10
+
+
+@pytest.fixture(scope="module")
+def dim(crowded, ended):
+    """Boxes of neighbours side by side, and boxes of single spots: all that a still may have, and where it is lit."""
+    still, _, found = ended
+    fit, x = found.objective, found.solution.x
+    every = replace(fit.boxes, reach=(fit.boxes.node >= 0).sum(1)[fit.boxes.box])
+    every = objective_for(still, fit.map, every, found.model_error, x)
+    return crowded, (every, where_lit(still, every, found.model_error, x), torch.as_tensor(x))
+
+
+def test_a_pixel_holds_the_nodes_that_light_it_and_no_more(dim):
+    unlit = []
+    for every, fewer, x in dim:
+        (photons, most), boxes = light(fewer, every, x), fewer.boxes
+        held = torch.arange(photons.shape[1]) < boxes.reach[:, None]
+        assert (photons[~held] < DARK).all()
+        profiles = fewer.profiles(x)
+        assert not profiles[~held].any()
+        whole = all_profiles(fewer, x)
+        torch.testing.assert_close(profiles, whole * held, rtol=COMPILED_RELATIVE, atol=0)
+        # were it wider, the last that is held would be seen and those beyond would not: ln falls with the variance
+        wider = most * (photons / most).nan_to_num() ** WIDER**-2.0
+        lit = boxes.real & (boxes.reach > 0)
+        last = wider[lit].gather(1, boxes.reach[lit, None] - 1)
+        assert float(last.min()) > DARK * (1 - COMPILED_RELATIVE)
+        assert (wider[~held] <= DARK * (1 + COMPILED_RELATIVE)).all()
+        unlit.append(float((boxes.reach[boxes.real] == 0).double().mean()))
+    assert 0.1 < max(unlit) < 0.9
+
+
+def test_light_that_pixels_do_not_hold_is_found_and_then_held(dim):
+    """A crystal of four times the mosaicity lights pixels that were dark."""
+    every, fewer, x = dim[1]
+    variance, intensity = fewer.first_variance(), fewer.prior.mean
+    assert light_left_out(every, x, every.prior.mean, every.first_variance()) == 0
+    assert 0 < light_left_out(fewer, x, intensity, variance) < CONVERGED_ESDS**2
+    broad = x.clone()
+    broad[fewer.map.place("mosaicity")] += np.log(4.0)
+    left_out = light_left_out(fewer, broad, intensity, variance)
+    assert left_out > 1
+    held = lit_anew(fewer, broad)
+    np.testing.assert_array_equal(held.boxes.reflections, fewer.boxes.reflections)
+    assert torch.equal(held.boxes.node, fewer.boxes.node)
+    assert light_left_out(held, broad, intensity, held.first_variance()) < CONVERGED_ESDS**2
+    assert held.solve_linear(broad, held.first_variance()).chi2 > 0
+    before, after = (pixel_order(fit.boxes) for fit in (fewer, held))
+    for name in ("slow", "fast", "used", "data", "box"):
+        assert torch.equal(getattr(fewer.boxes, name)[before], getattr(held.boxes, name)[after])
 
 
 def test_the_solution_does_not_move_by_what_a_solver_leaves(crowded):
@@ -103,15 +169,6 @@ def test_the_solution_does_not_move_by_what_a_solver_leaves(crowded):
     assert (np.abs(steps[0]) > 10 * CONVERGED_ESDS * widths[0]).any()
     assert (np.abs(steps[1] - steps[0]) < CONVERGED_ESDS * widths[0]).all()
     np.testing.assert_allclose(widths[1], widths[0], rtol=CONVERGED_ESDS)
-
-
-@pytest.fixture(scope="module")
-def ended(drawn):
-    """A still, what is asked for, and a round that ended."""
-    still, truth = drawn
-    still, settings = replace(still, d_min_A=2.2), Settings(max_iterations=30)
-    map = replace(start(still, settings), crystal=truth.map.crystal, ln_scale=LN_SCALE)
-    return still, settings, all_predicted(still, map, np.zeros(len(map)), settings, quiet)
 
 
 @pytest.fixture

@@ -173,22 +173,25 @@ def named_nodes(boxes):
     return [boxes.reflections[row[row >= 0]].tolist() for row in boxes.node.numpy()]
 
 
-def test_boxes_in_another_order_are_the_same_boxes(built):
+def test_pixels_in_another_order_are_the_same_pixels_and_those_that_fill_up_add_nothing(built):
     _, _, boxes = built
-    order = np.random.default_rng(1).permutation(len(boxes))
-    moved = boxes.ordered(order)
-    assert (np.diff(moved.box) >= 0).all()
-    np.testing.assert_array_equal(moved.counts, boxes.counts[order])
-    before, after = (of_pixels(b).split(b.counts.tolist()) for b in (boxes, moved))
-    assert all(torch.equal(after[new], before[old]) for new, old in enumerate(order))
-    assert torch.equal(moved.panel, boxes.panel[torch.as_tensor(order)])
-    np.testing.assert_array_equal(moved.bbox, boxes.bbox[order])
-    nodes = named_nodes(boxes)
-    assert named_nodes(moved) == [nodes[old] for old in order]
-    back = moved.ordered(np.argsort(order))
-    assert torch.equal(of_pixels(back), of_pixels(boxes))
-    assert torch.equal(back.box, boxes.box)
-    assert torch.equal(back.node, boxes.node)
+    rng, n = np.random.default_rng(1), len(boxes.box)
+    pixel, real = np.concatenate([rng.permutation(n), rng.integers(n, size=50)]), np.arange(n + 50) < n
+    moved = boxes.laid_out(pixel, real)
+    assert torch.equal(of_pixels(moved)[:n], of_pixels(boxes)[pixel[:n]])
+    assert torch.equal(moved.box, boxes.box[pixel])
+    assert torch.equal(moved.reach, boxes.reach[pixel])
+    np.testing.assert_array_equal(moved.counts, boxes.counts)
+    assert moved.node is boxes.node
+    assert torch.equal(moved.slow[n:], boxes.slow[pixel[n:]])
+    for name in ("used", "data", "others", "basis"):
+        assert not getattr(moved, name)[n:].any()
+        torch.testing.assert_close(
+            moved.sums(getattr(moved, name).double()),
+            boxes.sums(getattr(boxes, name).double()),
+            rtol=REORDERED_SUM,
+            atol=1e-9,
+        )
 
 
 def test_boxes_without_some_of_their_neighbours_keep_the_others_and_all_else(crowded):
@@ -200,7 +203,8 @@ def test_boxes_without_some_of_their_neighbours_keep_the_others_and_all_else(cro
     gone = next(int(n) for n in boxes.node[:, 1:].flatten() if n >= 0 and int(n) not in own)
     seen[:, 0] = True
     seen &= boxes.node != gone
-    left = boxes.reached_by(seen)
+    lit = torch.rand(len(boxes.box), boxes.node.shape[1], generator=torch.Generator().manual_seed(5)) < 0.3
+    left = boxes.reached_by(seen, lit & seen[boxes.box])
     wanted = zip(boxes.node.numpy(), seen.numpy(), strict=True)
     assert named_nodes(left) == [boxes.reflections[row[here & (row >= 0)]].tolist() for row, here in wanted]
     real = left.node >= 0
@@ -208,6 +212,10 @@ def test_boxes_without_some_of_their_neighbours_keep_the_others_and_all_else(cro
     np.testing.assert_array_equal(left.reflections, sorted({name for row in named_nodes(left) for name in row}))
     assert boxes.reflections[gone] not in left.reflections
     assert left.node.shape[1] == int((seen & (boxes.node >= 0)).sum(1).max()) < boxes.node.shape[1]
+    # a pixel keeps the nodes that are seen up to the last that lights it
+    for box, shown, reach in zip(boxes.box.tolist(), (lit & seen[boxes.box]).numpy(), left.reach.tolist(), strict=True):
+        last = np.flatnonzero(shown)[-1] if shown.any() else -1
+        assert reach == int(seen[box, : last + 1].sum())
     kept = ("panel", "box", "slow", "fast", "used", "data", "others", "sigma_squared", "basis", "bbox", "left_out")
     assert all(getattr(left, name) is getattr(boxes, name) for name in kept)
 

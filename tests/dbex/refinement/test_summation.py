@@ -22,7 +22,7 @@ def drawn(objective, local, variance, truth, rng):
     boxes = replace(objective.boxes, data=data, others=torch.zeros_like(data))
     columns = [part.clone() for part in local.columns]
     for group, part in zip(objective.groups.groups, columns, strict=True):
-        part[:, DATA] = group.spread(data)
+        part[:, DATA] = group.of(data)
     objective = replace(objective, boxes=boxes)
     return objective, objective.solve_with(columns, variance)
 

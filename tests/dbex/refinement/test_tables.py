@@ -104,9 +104,10 @@ def test_correlation_is_pearsons_over_the_used_pixels():
     x, y, used = rng.normal(size=(4, 50)), rng.normal(size=(4, 50)), rng.random((4, 50)) < 0.7
     y[1] += 3 * x[1]
     y[2, ~used[2]] = 1e9
-    four, none = torch.arange(4), torch.zeros(200)
+    four, none, every = torch.arange(4), torch.zeros(200), torch.ones(200, dtype=torch.bool)
     boxes = Shoeboxes(
         four,
+        every,
         four.repeat_interleave(50),
         none,
         none,
@@ -114,6 +115,7 @@ def test_correlation_is_pearsons_over_the_used_pixels():
         none,
         none,
         none,
+        every.long(),
         torch.zeros(200, 3),
         np.zeros((4, 4), dtype=np.int64),
         np.arange(4),
