@@ -270,7 +270,7 @@ class Visitor:
         own = OwnNumbers(problem, x, own_places(len(x), shared), state)
         solution = minimise(own, x[own.places], OWN_ITERATIONS, CONVERGED_ESDS)
         x, state = own.whole(solution.x), solution.state
-        matrix, gradient = problem.normal(x, state)
+        matrix, gradient = own.of_all(solution.x, state)
         left = reduced(matrix, gradient, shared)
         self.put(index, Standing(x, state.variance, state.ln_captured, matrix, solution.converged))
         self.put(index, left)
