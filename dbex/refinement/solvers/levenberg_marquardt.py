@@ -3,6 +3,9 @@
 A problem gives, at x: its state with weights frozen as they were (`trial`), its state with weights renewed
 (`renewed`), and the normal equations there. A step is judged with the weights that it was computed with: renewing them
 moves the merit by itself. Predicted against actual reduction decides the damping (Nielsen 1999).
+
+Where a model leaves misfit, Gauss-Newton lacks the curvature of what is left and of weights that follow: steps then
+only halve. Near the end it is learnt from how the gradient changes from step to step (Dennis, Gay & Welsch 1981).
 """
 
 from collections.abc import Callable
@@ -20,6 +23,8 @@ STALLED_ESDS, WINDOW = 0.1, 5
 STALLED_GAIN = 0.1
 #: Damping: to begin with, at least, and where the solver gives up.
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-9, 1e8
+#: The lacking curvature is learnt from steps below so many esds, as long as it leaves so much of the least curvature.
+LEARNT_BELOW_ESDS, LEAST_LEFT = 3.0, 0.2
 #: Where no step lowers the merit, however short, the last whole step must have been below this.
 LOWEST_ESDS = 0.5
 
@@ -68,9 +73,10 @@ def minimise(
     sizes: list[float] = []
     merits: list[float] = []
     matrix, gradient = problem.normal(x, state)
+    lacking = np.zeros_like(matrix)
     message, converged = f"no convergence in {max_iterations} iterations", False
     for number in range(1, max_iterations + 1):
-        size = whole_step_in_esds(matrix, gradient) / problem.noise(state)
+        size = whole_step_in_esds(matrix, gradient, lacking) / problem.noise(state)
         if size < tolerance_esds:
             message, converged = f"the next step is {size:.2g} esds", True
             break
@@ -80,8 +86,9 @@ def minimise(
         if _stalled(sizes, merits):
             message, converged = f"steps of {size:.2g} esds repeat", size < STALLED_ESDS
             break
-        step = _damped_step(matrix, gradient, damping, problem.max_step)
-        expected = float(2 * step @ gradient - step @ matrix @ step)
+        curvature = matrix + lacking
+        step = _damped_step(curvature, gradient, damping, problem.max_step)
+        expected = float(2 * step @ gradient - step @ curvature @ step)
         trial = problem.trial(x + step, state)
         fall = problem.merit(state) - problem.merit(trial)
         # a step that its limits bend may promise nothing: then it only has to lower the merit
@@ -90,8 +97,10 @@ def minimise(
         record = Step(number, problem.merit(trial if accepted else state), damping, size, accepted)
         history.append(record)
         if accepted:
-            x, state = x + step, problem.renewed(x + step, trial)
+            x, state, before = x + step, problem.renewed(x + step, trial), gradient
             matrix, gradient = problem.normal(x, state)
+            if size < LEARNT_BELOW_ESDS:
+                lacking = _learnt(lacking, matrix, step, before - gradient)
             damping, growth = max(LEAST_DAMPING, damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3)), 2.0
         else:
             damping, growth = damping * growth, growth * 2
@@ -126,7 +135,23 @@ def _damped_step(matrix: Floats, gradient: Floats, damping: float, max_step: Flo
     return step
 
 
-def whole_step_in_esds(matrix: Floats, gradient: Floats) -> float:
-    """The largest component of the undamped step, in units of its parameter's esd."""
+def _learnt(lacking: Floats, matrix: Floats, step: Floats, change: Floats) -> Floats:
+    """The curvature (n, n) that a Gauss-Newton matrix lacks, from what was known of it and the change of the downhill
+    gradient over a step; nothing where that would leave hardly any curvature."""
+    along = float(step @ change)
+    if along <= 0:
+        return np.zeros_like(matrix)
+    missed = change - (matrix + lacking) @ step
+    both = np.outer(missed, change)
+    lacking = lacking + (both + both.T) / along - float(missed @ step) * np.outer(change, change) / along**2
+    scale = 1 / np.sqrt(np.diag(matrix))
+    least, left = (np.linalg.eigvalsh(m * np.outer(scale, scale))[0] for m in (matrix, matrix + lacking))
+    return lacking if left > LEAST_LEFT * least else np.zeros_like(matrix)
+
+
+def whole_step_in_esds(matrix: Floats, gradient: Floats, lacking: Floats | None = None) -> float:
+    """The largest component of the undamped step, in units of its parameter's esd; with the curvature (n, n) that the
+    Gauss-Newton matrix lacks."""
     covariance = np.linalg.inv(matrix)
-    return float(np.max(np.abs(covariance @ gradient) / np.sqrt(np.abs(np.diag(covariance)))))
+    step = covariance @ gradient if lacking is None else np.linalg.solve(matrix + lacking, gradient)
+    return float(np.max(np.abs(step) / np.sqrt(np.abs(np.diag(covariance)))))

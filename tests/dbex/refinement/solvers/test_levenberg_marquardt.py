@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from dbex.refinement.solvers.levenberg_marquardt import Problem, _stalled, minimise
-from tests.tolerances import SOLVER_ABSOLUTE
+from dbex.refinement.solvers import levenberg_marquardt
+from dbex.refinement.solvers.levenberg_marquardt import Problem, _learnt, _stalled, minimise
+from tests.tolerances import REORDERED_SUM, SOLVER_ABSOLUTE
 
 TOLERANCE_ESDS = 1e-6
 
@@ -69,6 +70,42 @@ def test_a_bent_valley_is_followed_to_its_end():
     found = minimise(rosenbrock(), np.array([-1.2, 1.0]), 200, TOLERANCE_ESDS)
     assert found.converged
     assert np.abs(found.x - 1).max() < SOLVER_ABSOLUTE
+
+
+def misfit(seed=3):
+    """Two decays fitted by one: what is left bends the merit as much as the model does."""
+    t, rng = np.linspace(0.0, 4.0, 60), np.random.default_rng(seed)
+    data = np.exp(-3.0 * t) + 0.9 * np.sin(2 * t) + 0.02 * rng.normal(size=len(t))
+
+    def jacobian(x):
+        decay = np.exp(-x[1] * t)
+        return np.stack([decay, -x[0] * t * decay], 1)
+
+    return LeastSquares(lambda x: x[0] * np.exp(-x[1] * t) - data, jacobian, np.full(2, 10.0))
+
+
+def test_the_curvature_of_what_a_model_leaves_is_learnt_near_the_end(monkeypatch):
+    start, found = np.array([0.7, 0.5]), []
+    for below in (levenberg_marquardt.LEARNT_BELOW_ESDS, 0.0):
+        monkeypatch.setattr(levenberg_marquardt, "LEARNT_BELOW_ESDS", below)
+        found.append(minimise(misfit(), start, 200, TOLERANCE_ESDS))
+    learnt, plain = found
+    assert learnt.converged
+    assert plain.converged
+    assert np.abs(misfit().normal(learnt.x, misfit().start(learnt.x))[1]).max() < SOLVER_ABSOLUTE
+    assert len(learnt.history) < 0.7 * len(plain.history)
+    # what is told of the solution is the Gauss-Newton matrix
+    np.testing.assert_array_equal(learnt.matrix, misfit().normal(learnt.x, misfit().start(learnt.x))[0])
+
+
+def test_no_curvature_is_learnt_from_a_gradient_that_grows_along_the_step():
+    matrix, step = np.diag([1.0, 4.0]), np.array([0.1, -0.2])
+    assert not _learnt(np.eye(2), matrix, step, -step).any()
+    # nor where it would leave hardly any
+    assert not _learnt(np.zeros((2, 2)), matrix, step, 0.1 * matrix @ step).any()
+    learnt = _learnt(np.zeros((2, 2)), matrix, step, 0.5 * matrix @ step)
+    np.testing.assert_allclose((matrix + learnt) @ step, 0.5 * matrix @ step, rtol=REORDERED_SUM)
+    np.testing.assert_array_equal(learnt, learnt.T)
 
 
 def test_a_linear_problem_is_solved_by_its_normal_equations_and_its_curvature_is_theirs():
