@@ -32,6 +32,8 @@ FIRST_OFFSET, FIRST_LOGIT = 1.5, -1.0
 TRIAL_ITERATIONS = 9
 #: A term is tried where its beginning promises this part of its cost.
 HOPE = 0.5
+#: A beginning whose merit is so many times that of the model is not the foot of a parabola that leads below it.
+FAR_OFF = 3.0
 #: A trial whose pixels do not hold so much of its light, which moves χ² by about as much, is solved again with it.
 LEFT_OUT = 1.0
 #: Fringes show only where the size of the blocks makes up this part of a node's variance; elsewhere they are blurred.
@@ -145,11 +147,14 @@ def gain(found: Round, richer: Round) -> float:
 
 
 def promised(found: Round, map: Parametrisation, x: Floats) -> float:
-    """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where x is."""
+    """By how much -2 ln likelihood would fall if the merit were the parabola that it seems to be where x is; nothing is
+    hoped for from a beginning that is far off."""
     problem = StillProblem(replace(found.objective, map=map).prepared(torch.as_tensor(x)))
     state = problem.trial(x, found.state)
-    matrix, gradient = problem.normal(x, state)
-    fall = found.state.local.merit - state.local.merit + float(gradient @ np.linalg.solve(matrix, gradient))
+    fall = found.state.local.merit - state.local.merit
+    if state.local.merit < FAR_OFF * found.state.local.merit:
+        matrix, gradient = problem.normal(x, state)
+        fall += float(gradient @ np.linalg.solve(matrix, gradient))
     return fall / found.problem.noise(found.state) ** 2
 
 
