@@ -79,6 +79,17 @@ class ByX:
 
 
 @dataclass(frozen=True)
+class Diagonal:
+    """The factor of a system whose unknowns do not meet: its diagonal (m,)."""
+
+    numbers: Floats
+
+    def solve(self, right: Floats) -> Floats:
+        """The solution (m, ...) for right-hand sides (m, ...)."""
+        return (right.T / self.numbers).T
+
+
+@dataclass(frozen=True)
 class Local:
     """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (N,), the
     background with the light of other lattices, the merit χ² + prior terms, the factor of the intensities' system, and
@@ -92,7 +103,7 @@ class Local:
     bragg: Tensor
     merit: float
     chi2: float
-    factor: SuperLU
+    factor: SuperLU | Diagonal
     columns: list[Tensor]
     sd: Tensor
     ln_captured: Tensor | None = None
@@ -252,7 +263,9 @@ class Objective:
         """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
         return intensity[self.boxes.node.clamp_min(0)] * (self.boxes.node >= 0)
 
-    def _solve_intensities(self, node_node: Tensor, node_data: Tensor, of_prior: Tensor) -> tuple[SuperLU, Tensor]:
+    def _solve_intensities(
+        self, node_node: Tensor, node_data: Tensor, of_prior: Tensor
+    ) -> tuple[SuperLU | Diagonal, Tensor]:
         """The factor of the system of the intensities, in units of their prior's sd, and its solution z (m,)."""
         node, m = self.boxes.node, len(self.prior.mean)
         real = node >= 0
@@ -260,13 +273,17 @@ class Objective:
         sd, mean = of_prior[place], self.prior.mean[place] * real
         block = node_node * sd[:, :, None] * sd[:, None, :] * (real[:, :, None] & real[:, None, :])
         right = (node_data - (node_node @ mean[..., None])[..., 0]) * sd * real
-        rows = place[:, :, None].expand_as(block).flatten().numpy()
-        cols = place[:, None, :].expand_as(block).flatten().numpy()
-        matrix = sparse.coo_matrix((block.flatten().numpy(), (rows, cols)), shape=(m, m)).tocsc() + sparse.identity(
-            m, format="csc"
-        )
-        total = np.bincount(place.flatten().numpy(), right.flatten().numpy(), m)
-        factor = splu(matrix)
+        entries, own = block.flatten().numpy(), place.flatten().numpy()
+        total = np.asarray(np.bincount(own, right.flatten().numpy(), m), dtype=np.float64)
+        factor: SuperLU | Diagonal
+        if node.shape[1] == 1:
+            factor = Diagonal(1.0 + np.bincount(own, entries, m))
+        else:
+            # one prior each, on the diagonal
+            ones, each = np.ones(m), np.arange(m)
+            rows = np.concatenate([place[:, :, None].expand_as(block).flatten().numpy(), each])
+            cols = np.concatenate([place[:, None, :].expand_as(block).flatten().numpy(), each])
+            factor = splu(sparse.csc_matrix((np.concatenate([entries, ones]), (rows, cols)), shape=(m, m)))
         return factor, torch.as_tensor(factor.solve(total))
 
     def weights(self, variance: Tensor) -> Tensor:
