@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Causes, Layer, Quadrature, Quadratures, layer_depth, pixel_variance, sensor_layers
+from nanobrag_torch.profile import Causes, Layer, Quadrature, Quadratures, crossing, pixel_variance, sensor_layers
 from nanobrag_torch.rotation import cross_matrix
 from nanobrag_torch.spread import outer
 from nanobrag_torch.tensors import as_tensor
@@ -118,11 +118,11 @@ def _spread(of: Causes, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _layer(foot: _Foot, panels: Panels, edge: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes of what the panel adds by way of one layer of its sensor: by s1 (m, 3, 9), by ln of 1/(λ R) (m, 1, 9) and
     by the panel (m, 11, 9), a row of H for what they are by."""
-    depth, depth_slope = _depth_variance(panels, layer, torch.abs(foot.cosine))
-    weighed = torch.stack([edge, edge, depth], 1)[..., None] * foot.w
+    crossed = crossing(panels, layer, ..., torch.abs(foot.cosine))
+    weighed = torch.stack([edge, edge, crossed.variance()], 1)[..., None] * foot.w
     by_ln_scale = (weighed.transpose(1, 2) @ foot.w).flatten(1)[:, None]
-    deeper = 0.5 * depth_slope * torch.sign(foot.cosine)
-    by_cosine = by_ln_scale / foot.cosine[:, None, None] + (deeper[:, None, None] * outer(foot.w[:, 2])).flatten(1)[:, None]
+    by_depth = 0.5 * crossed.variance_slope()[:, None] * outer(foot.w[:, 2]).flatten(1)
+    by_cosine = (by_ln_scale + by_depth[:, None]) / foot.cosine[:, None, None]
     # w_a follows s1 by -(a_k s1 + (a.s1) e_k)/(λ R), and a by (1 - s1 s1ᵀ)/(λ R)
     scale = foot.scale[:, None, None]
     together = scale * (foot.axes.transpose(1, 2) @ weighed)
@@ -137,12 +137,3 @@ def _layer(foot: _Foot, panels: Panels, edge: Tensor, layer: Layer) -> tuple[Ten
     edges = foot.w[:, :2]
     by_point_spread = panels.point_spread[:, None, None] * (edges.transpose(1, 2) @ edges)
     return by_s1, by_ln_scale, torch.cat([by_axes, by_distance, by_point_spread.flatten(1)[:, None]], 1)
-
-
-def _depth_variance(panels: Panels, layer: Layer, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance (m,) of the depth of absorption and its derivative by the obliquity's cosine."""
-    with torch.enable_grad():
-        at = cosine.clone().requires_grad_()
-        variance = layer_depth(panels, layer, ..., at)[1]
-        (slope,) = torch.autograd.grad(variance.sum(), at)
-    return variance.detach(), slope
