@@ -7,7 +7,7 @@ Gauss-Newton matrix is the Schur complement (docs/physics.md, sections 5 and 6).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import scipy.sparse as sparse
@@ -22,7 +22,7 @@ from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import FEW, Shoeboxes
 from dbex.still import Bools, Floats
-from nanobrag_torch.config import BeamConfig
+from nanobrag_torch.config import BeamConfig, CrystalConfig
 from nanobrag_torch.fused import (
     Derivatives,
     NodeColumns,
@@ -38,10 +38,10 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.lattice import without_misset
 from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
 from nanobrag_torch.profile import Nodes, Quadrature, Quadratures, causes, centroids, whitening
-from nanobrag_torch.tensors import dot
+from nanobrag_torch.spread import size_covariance
+from nanobrag_torch.tensors import as_tensor, dot
 
 #: The prior's sd follows the amplitude no further than this, in ln.
 LN_FROZEN_MOST = 10.0
@@ -407,10 +407,21 @@ class Objective:
 def component_rows(models: Models) -> Tensor:
     """The causes of the nodes of each component (c, CAUSES)."""
     like, rows = models.ln_scale, []
+    before: CrystalConfig | None = None
     for part in models.components:
-        crystal = without_misset(part.crystal, like)
-        rows.append(cause_row(causes(crystal, models.beam, like + part.ln_weight, part.offset_h)))
+        if before is None or not differ_in_size(before, part.crystal):
+            of = causes(part.crystal, models.beam, like)
+        else:
+            of = replace(of, spread=replace(of.spread, size=size_covariance(part.crystal, like)))
+        before = part.crystal
+        rows.append(cause_row(replace(of, ln_scale=like + part.ln_weight, offset=as_tensor(part.offset_h, like))))
     return torch.stack(rows)
+
+
+def differ_in_size(a: CrystalConfig, b: CrystalConfig) -> bool:
+    """Whether two crystals share all but the tensor of their sizes."""
+    names = [field.name for field in fields(a) if field.name != "size_covariance"]
+    return all(getattr(a, name) is getattr(b, name) for name in names)
 
 
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:
