@@ -20,12 +20,14 @@ OF_NINE = [3 * i + j for i, j in SIX]
 CAUSES = 46
 
 
-def cause_row(of: Causes) -> Tensor:
-    """The causes of a component's nodes as a row of numbers (CAUSES,)."""
-    spread = of.spread
+def cause_rows(of: Causes) -> Tensor:
+    """The causes of the nodes of c components as rows of numbers (c, CAUSES), from those of which the ln scale (c,) has
+    a number for each and the others have one for each or one for all."""
+    spread, count = of.spread, len(of.ln_scale)
     matrices = (of.A, spread.size, spread.rotations, spread.divergence)
-    numbers = (spread.radial, of.wavelength, of.b_factor, of.ln_scale)
-    return torch.cat([*(matrix.flatten() for matrix in matrices), of.s0, of.offset, torch.stack(numbers)])
+    parts = [matrix.flatten(-2) for matrix in matrices] + [of.s0, of.offset]
+    parts += [number[..., None] for number in (spread.radial, of.wavelength, of.b_factor, of.ln_scale)]
+    return torch.cat([part.expand(count, part.shape[-1]) for part in parts], 1)
 
 
 def place_rows(panels: Panels) -> Tensor:

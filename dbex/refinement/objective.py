@@ -6,7 +6,7 @@ couples only reflections that share pixels, each with its prior. What is left is
 Gauss-Newton matrix is the Schur complement (docs/physics.md, sections 5 and 6).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -21,8 +21,9 @@ from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, Parts, dis
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import FEW, Shoeboxes
+from dbex.refinement.square_blocks import Component
 from dbex.still import Bools, Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig
+from nanobrag_torch.config import BeamConfig, CrystalConfig, override
 from nanobrag_torch.fused import (
     Derivatives,
     NodeColumns,
@@ -38,9 +39,8 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
+from nanobrag_torch.node_columns import cause_rows, node_columns, part_nodes, place_numbers
 from nanobrag_torch.profile import Nodes, Quadrature, Quadratures, causes, centroids, whitening
-from nanobrag_torch.spread import size_covariance
 from nanobrag_torch.tensors import as_tensor, dot
 
 #: The prior's sd follows the amplitude no further than this, in ln.
@@ -407,21 +407,28 @@ class Objective:
 def component_rows(models: Models) -> Tensor:
     """The causes of the nodes of each component (c, CAUSES)."""
     like, rows = models.ln_scale, []
-    before: CrystalConfig | None = None
-    for part in models.components:
-        if before is None or not differ_in_size(before, part.crystal):
-            of = causes(part.crystal, models.beam, like)
+    for run in alike_but_for_size(models.components):
+        crystal = run[0].crystal
+        if len(run) > 1:
+            sizes = as_tensor(tuple(part.crystal.size_covariance for part in run), like)
+            crystal = override(crystal, {"size_covariance": sizes})
+        ln_scale = torch.stack([like + part.ln_weight for part in run])
+        offset = as_tensor(tuple(part.offset_h for part in run), like)
+        rows.append(cause_rows(causes(crystal, models.beam, ln_scale, offset)))
+    return torch.cat(rows)
+
+
+def alike_but_for_size(components: Sequence[Component]) -> list[list[Component]]:
+    """Runs of components whose crystals share all but the tensor of their sizes."""
+    names = [field.name for field in fields(CrystalConfig) if field.name != "size_covariance"]
+    runs: list[list[Component]] = []
+    for part in components:
+        before = runs[-1][0].crystal if runs else None
+        if before is not None and all(getattr(before, name) is getattr(part.crystal, name) for name in names):
+            runs[-1].append(part)
         else:
-            of = replace(of, spread=replace(of.spread, size=size_covariance(part.crystal, like)))
-        before = part.crystal
-        rows.append(cause_row(replace(of, ln_scale=like + part.ln_weight, offset=as_tensor(part.offset_h, like))))
-    return torch.stack(rows)
-
-
-def differ_in_size(a: CrystalConfig, b: CrystalConfig) -> bool:
-    """Whether two crystals share all but the tensor of their sizes."""
-    names = [field.name for field in fields(a) if field.name != "size_covariance"]
-    return all(getattr(a, name) is getattr(b, name) for name in names)
+            runs.append([part])
+    return runs
 
 
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:

@@ -117,7 +117,9 @@ class Parametrisation:
         turned = override(self.crystal, self._crystal_values(at, x))
         crystal, misset = without_misset(turned, zero), turned.misset_deg
         components = self._components(crystal, at, zero)
-        outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
+        outline = components
+        if "square_a" in at and self.square_peaks is not OUTLINE:
+            outline = square_components(crystal, self._edges(at), OUTLINE)
         ln_scale = self.ln_scale + at.get("scale", zero)
         return Models(crystal, misset, panels, self._beam(at, x), ln_scale, components, outline)
 
