@@ -23,23 +23,33 @@ from nanobrag_torch.tensors import as_tensor
 #: Pairs of axes in the order of the six numbers of a symmetric matrix, and how often each stands in the nine.
 SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 TWICE = (1.0, 2.0, 2.0, 1.0, 2.0, 1.0)
-ROWS, COLUMNS = (list(places) for places in zip(*SIX, strict=True))
 
 
 @dataclass(frozen=True)
 class NodeSlopes:
-    """Derivatives of the six numbers of S (layers, m, 6, ...): by q (3); by the rotations' six numbers, the radial
-    variance, the wavelength and s0 (11); by fast, slow, normal, distance and point spread of the panel (11). Those by
-    the covariances of size and divergence are 1."""
+    """Derivatives of the six numbers of S (layers, m, 6, ...): by q (3); and by what is shared (22), the rotations' six
+    numbers, the radial variance, the wavelength and s0, then fast, slow, normal, distance and point spread of the
+    panel. Those by the covariances of size and divergence are 1."""
 
     q: Tensor
-    causes: Tensor
-    panel: Tensor
+    shared: Tensor
+
+
+@cache
+def _places(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and place among the nine (6,) of the six numbers of a symmetric matrix."""
+    rows, columns = (torch.as_tensor(axis, device=device) for axis in zip(*SIX, strict=True))
+    return rows, columns, 3 * rows + columns
+
+
+def six_of_nine(numbers: Tensor, dim: int = -1) -> Tensor:
+    """The six numbers of symmetric matrices whose nine are along that axis."""
+    return numbers.index_select(dim, _places(numbers.device)[2])
 
 
 def six(matrix: Tensor) -> Tensor:
     """The six numbers (..., 6) of symmetric matrices (..., 3, 3)."""
-    return matrix[..., ROWS, COLUMNS]
+    return six_of_nine(matrix.flatten(-2))
 
 
 def node_slopes(of: Causes, panels: Panels, q: Tensor, rule: Quadrature | Quadratures) -> NodeSlopes:
@@ -56,9 +66,9 @@ def node_slopes(of: Causes, panels: Panels, q: Tensor, rule: Quadrature | Quadra
         by_s0 = by_toward / wavelength
         by_wavelength = -(of.s0[:, None] @ by_s0 + by_ln_scale) / wavelength
         by_q = spread_by_q + by_toward
-        layers.append(torch.cat([by_q, by_rotations, by_radial, by_wavelength, by_s0, of_panel], 1))
-    slopes = torch.stack(layers) @ _both_ways(q.dtype, q.device)
-    return NodeSlopes(*slopes.transpose(-1, -2).split((3, 11, 11), -1))
+        rows = torch.cat([by_q, by_rotations, by_radial, by_wavelength, by_s0, of_panel], 1)
+        layers.append(rows @ _both_ways(q.dtype, q.device))
+    return NodeSlopes(*torch.stack(layers).transpose(-1, -2).split((3, 22), -1))
 
 
 @cache
@@ -107,8 +117,9 @@ def _spread(of: Causes, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a row of H for what they are by."""
     lever = cross_matrix(q)
     arms = lever.transpose(1, 2)
-    share = 0.5 * as_tensor(TWICE, q)
-    by_rotations = (arms[:, ROWS] * share[:, None])[..., None] * arms[:, COLUMNS, None]
+    rows, columns, _ = _places(q.device)
+    first = arms.index_select(1, rows) * (0.5 * as_tensor(TWICE, q))[:, None]
+    by_rotations = first[..., None] * arms.index_select(1, columns)[:, :, None]
     by_q = _levers(q.dtype, q.device) @ (of.spread.rotations @ arms)[:, None]
     # radial e qᵀ, e the axes
     by_q = by_q + torch.diag_embed((of.spread.radial[:, None] * q)[..., None].expand(-1, -1, 3), dim1=1, dim2=2)

@@ -340,6 +340,10 @@ def _index_copy(a: Any, dim: int, index: Tensor, source: Varying) -> Varying:
     return Varying(plain(a).index_copy(dim, index, plain(source)), slopes)
 
 
+def _index_select(a: Varying, dim: int, index: Tensor) -> Varying:
+    return Varying(a.value.index_select(dim, index), a.slopes.index_select(_within(dim), index))
+
+
 def _outer(a: Any, b: Any) -> Varying:
     return _mul(a[:, None], b)
 
@@ -416,6 +420,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "unflatten": _unflatten,
     "expand_as": _expand_as,
     "index_copy": _index_copy,
+    "index_select": _index_select,
     "outer": _outer,
     "trace": _trace,
     "diagonal": _diagonal,
