@@ -434,17 +434,17 @@ def alike_but_for_size(components: Sequence[Component]) -> list[list[Component]]
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:
     """Which components (m, c) of nodes hkl (m, 3) of these intensities send photons to some pixel: at their best on
     the Ewald sphere more than `VISIBLE`."""
-    panels, rule = models.panels, Quadrature()
-    components = component_rows(models)
-    columns = []
-    for i in range(len(components)):
-        at = part_nodes(components, torch.full_like(panel, i), panels, hkl, panel, rule)
-        covariance = at.covariance[0]
-        found = centroids(at.q, covariance, models.beam)
-        range_mm = torch.abs(panels.distance[panel] / dot(found.s1, panels.normal[panel]))
-        solid_angle = panels.pixel_size[panel] ** 2 * torch.abs(panels.distance[panel]) / range_mm**3
-        _, ln_norm = whitening(covariance)
-        columns.append(F_squared * solid_angle * torch.exp(at.ln_amplitude + ln_norm - found.k**2 / 2) > VISIBLE)
-    shown = torch.stack(columns, 1)
+    panels, components, m = models.panels, component_rows(models), len(hkl)
+    # every node of the first component, of the second, and so on
+    component = torch.arange(len(components)).repeat_interleave(m)
+    on = panel.repeat(len(components))
+    at = part_nodes(components, component, panels, hkl.repeat(len(components), 1), on, Quadrature())
+    covariance = at.covariance[0]
+    found = centroids(at.q, covariance, models.beam)
+    range_mm = torch.abs(panels.distance[on] / dot(found.s1, panels.normal[on]))
+    solid_angle = panels.pixel_size[on] ** 2 * torch.abs(panels.distance[on]) / range_mm**3
+    _, ln_norm = whitening(covariance)
+    brightest = (solid_angle * torch.exp(at.ln_amplitude + ln_norm - found.k**2 / 2)).view(-1, m).T
+    shown = F_squared[:, None] * brightest > VISIBLE
     shown[:, 0] |= ~shown.any(1)
     return shown
