@@ -22,10 +22,11 @@ def cause_rows(of: Causes) -> Tensor:
     """The causes of the nodes of c components as rows of numbers (c, CAUSES), from those of which the ln scale (c,) has
     a number for each and the others have one for each or one for all."""
     spread, count = of.spread, len(of.ln_scale)
-    matrices = (of.A, spread.size, spread.rotations, spread.divergence)
-    parts = [matrix.flatten(-2) for matrix in matrices] + [of.s0, of.offset]
-    parts += [number[..., None] for number in (spread.radial, of.wavelength, of.b_factor, of.ln_scale)]
-    return torch.cat([part.expand(count, part.shape[-1]) for part in parts], 1)
+    matrices = [matrix.reshape(-1, 9) for matrix in (of.A, spread.size, spread.rotations, spread.divergence)]
+    vectors = [vector.reshape(-1, 3) for vector in (of.s0, of.offset)]
+    numbers = [number.reshape(-1, 1) for number in (spread.radial, of.wavelength, of.b_factor, of.ln_scale)]
+    parts = [*matrices, *vectors, *numbers]
+    return torch.cat([part if len(part) == count else part.expand(count, part.shape[1]) for part in parts], 1)
 
 
 def place_rows(panels: Panels) -> Tensor:
