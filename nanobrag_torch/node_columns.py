@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from nanobrag_torch.fused import NodeColumns
-from nanobrag_torch.node_slopes import SIX, node_slopes
+from nanobrag_torch.node_slopes import node_slopes, six_of_nine
 from nanobrag_torch.panel import Panels
 from nanobrag_torch.profile import Causes, Nodes, Quadrature, Quadratures, nodes_from
 from nanobrag_torch.spread import Spread
 
-#: Where the six numbers of a symmetric matrix stand in its nine.
-OF_NINE = [3 * i + j for i, j in SIX]
 #: Numbers of a component's causes.
 CAUSES = 46
 
 
-def cause_row(of: Causes) -> Tensor:
-    """The causes of a component's nodes as a row of numbers (CAUSES,)."""
-    spread = of.spread
-    matrices = (of.A, spread.size, spread.rotations, spread.divergence)
-    numbers = (spread.radial, of.wavelength, of.b_factor, of.ln_scale)
-    return torch.cat([*(matrix.flatten() for matrix in matrices), of.s0, of.offset, torch.stack(numbers)])
+def cause_rows(of: Causes) -> Tensor:
+    """The causes of the nodes of c components as rows of numbers (c, CAUSES), from those of which the ln scale (c,) has
+    a number for each and the others have one for each or one for all."""
+    spread, count = of.spread, len(of.ln_scale)
+    matrices = [matrix.reshape(-1, 9) for matrix in (of.A, spread.size, spread.rotations, spread.divergence)]
+    vectors = [vector.reshape(-1, 3) for vector in (of.s0, of.offset)]
+    numbers = [number.reshape(-1, 1) for number in (spread.radial, of.wavelength, of.b_factor, of.ln_scale)]
+    parts = [*matrices, *vectors, *numbers]
+    return torch.cat([part if len(part) == count else part.expand(count, part.shape[1]) for part in parts], 1)
 
 
 def place_rows(panels: Panels) -> Tensor:
@@ -71,12 +72,15 @@ def node_columns(
     parts = zip(of_components, *(torch.split(a, counts) for a in (h, of.A, of.b_factor, q)), strict=True)
     of_crystal = [_crystal_columns(*part) for part in parts]
     by_q, by_ln_amplitude = (torch.cat(columns) for columns in zip(*of_crystal, strict=True))
-    layers = []
-    for by_place, by_causes, by_panel in zip(slopes.q, slopes.causes, slopes.panel, strict=True):
-        each = zip(torch.split(by_causes, counts), of_components, strict=True)
-        columns = torch.cat([part @ _shared(by) + _added(by) for part, by in each]) + by_place @ by_q
-        if of_panels is not None:
-            columns = columns + by_panel @ (of_panels[0] if len(of_panels) == 1 else of_panels[panel])
+    of_shared = _shared(of_components)
+    if of_panels is not None and len(of_panels) == 1:
+        of_shared = torch.cat([of_shared, of_panels.expand(len(of_shared), -1, -1)], 1)
+    size, added, layers = of_shared.shape[1], _added(of_components), []
+    for by_place, by_shared in zip(slopes.q, slopes.shared, strict=True):
+        each = zip(torch.split(by_shared[..., :size], counts), of_shared, added, strict=True)
+        columns = torch.cat([part @ by + more for part, by, more in each]) + by_place @ by_q
+        if of_panels is not None and len(of_panels) > 1:
+            columns = columns + by_shared[..., size:] @ of_panels[panel]
         layers.append(columns)
     return NodeColumns(by_q, torch.stack(layers), by_ln_amplitude)
 
@@ -92,13 +96,13 @@ def _crystal_columns(by: Tensor, h: Tensor, A: Tensor, b_factor: Tensor, q: Tens
 
 
 def _shared(by: Tensor) -> Tensor:
-    """Of derivatives of causes (CAUSES, n) those that `NodeSlopes.causes` are for (11, n)."""
-    return torch.cat([by[18:27][OF_NINE], by[42:44], by[36:39]])
+    """Of derivatives of causes (c, CAUSES, n) those that the first of `NodeSlopes.shared` are for (c, 11, n)."""
+    return torch.cat([six_of_nine(by[:, 18:27], 1), by[:, 42:44], by[:, 36:39]], 1)
 
 
 def _added(by: Tensor) -> Tensor:
-    """Of derivatives of causes (CAUSES, n) those of the six numbers that are added to S (6, n)."""
-    return by[9:18][OF_NINE] + by[27:36][OF_NINE]
+    """Of derivatives of causes (c, CAUSES, n) those of the six numbers that are added to S (c, 6, n)."""
+    return six_of_nine(by[:, 9:18] + by[:, 27:36], 1)
 
 
 def _causes(rows: Tensor) -> Causes:

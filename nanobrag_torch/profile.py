@@ -114,6 +114,14 @@ def depth_variance_ratio(x: Tensor) -> Tensor:
     return torch.where(thin, series, 1 / safe**2 - 0.25 / torch.sinh(safe / 2) ** 2)
 
 
+def depth_variance_slope(x: Tensor) -> Tensor:
+    """Its derivative: -2/x³ + cosh(x/2)/(4 sinh³(x/2))."""
+    thin = torch.abs(x) < _THIN
+    safe, small = torch.where(thin, torch.ones_like(x), x), torch.where(thin, x, torch.zeros_like(x))
+    series = small * polynomial([2 * n * (2 * n + 1) * c for n, c in enumerate(_BERNOULLI)][1:], small**2)
+    return torch.where(thin, series, 0.25 * torch.cosh(safe / 2) / torch.sinh(safe / 2) ** 3 - 2 / safe**3)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of the panels' sensors: depths (n panels,), mm, and whether the sensor absorbs at its surface only."""
@@ -131,24 +139,56 @@ def sensor_layers(panels: Panels, layers: int) -> list[Layer]:
     return [Layer(edges[i], edges[i + 1]) for i in range(layers)]
 
 
-def layer_depth(
-    panels: Panels, layer: Layer, panel: Tensor | EllipsisType, cosine: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of the depth of absorption in a layer, and the fraction absorbed, at that obliquity.
+@dataclass(frozen=True)
+class Crossing:
+    """A layer as light crosses it, all (n,): the depth of its near side and its thickness, mm; `x`, the way in it over
+    the absorption length; and whether light is recorded as deep as it is absorbed."""
+
+    near: Tensor
+    thickness: Tensor
+    x: Tensor
+    deep: Tensor
+
+    def mean(self) -> Tensor:
+        """Mean depth of absorption, mm."""
+        depth = self.near + self.thickness * mean_depth_ratio(self.x)
+        return torch.where(self.deep, depth, torch.zeros_like(depth))
+
+    def variance(self) -> Tensor:
+        """Variance of that depth, mm²."""
+        variance = self.thickness**2 * depth_variance_ratio(self.x)
+        return torch.where(self.deep, variance, torch.zeros_like(variance))
+
+    def variance_slope(self) -> Tensor:
+        """Derivative of the variance, mm², by ln of the obliquity's cosine."""
+        slope = -self.x * self.thickness**2 * depth_variance_slope(self.x)
+        return torch.where(self.deep, slope, torch.zeros_like(slope))
+
+
+def crossing(panels: Panels, layer: Layer, panel: Tensor | EllipsisType, cosine: Tensor) -> Crossing:
+    """How light of that obliquity crosses a layer of panels.
 
     `panel` says which panel each cosine is of; `...` where the panels' numbers are arranged as the cosines are.
-    A sensor of no known absorption takes everything at its surface: its first layer has weight 1 over the number of
-    layers like every other.
     """
     near, thickness = layer.near[panel], (layer.far - layer.near)[panel]
     mu = panels.mu[panel]
     absorbing = (panels.thickness[panel] > 0) & (mu > 0)
     x = torch.where(absorbing, mu * thickness / cosine, torch.ones_like(mu))
     # without parallax every depth is recorded as if it were the surface
-    deep = absorbing & panels.parallax[panel]
-    mean = torch.where(deep, near + thickness * mean_depth_ratio(x), torch.zeros_like(x))
-    variance = torch.where(deep, thickness**2 * depth_variance_ratio(x), torch.zeros_like(x))
-    return mean, variance, captured(mu, near, near + thickness, cosine)
+    return Crossing(near, thickness, x, absorbing & panels.parallax[panel])
+
+
+def layer_depth(
+    panels: Panels, layer: Layer, panel: Tensor | EllipsisType, cosine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the depth of absorption in a layer, and the fraction absorbed, at that obliquity.
+
+    A sensor of no known absorption takes everything at its surface: its first layer has weight 1 over the number of
+    layers like every other.
+    """
+    found = crossing(panels, layer, panel, cosine)
+    far = found.near + found.thickness
+    return found.mean(), found.variance(), captured(panels.mu[panel], found.near, far, cosine)
 
 
 def rays(
@@ -277,10 +317,10 @@ def nodes_from(
     q = (of.A * (hkl + of.offset)[..., None, :]).sum(-1)
     s1 = unit(q + of.s0 / of.wavelength[..., None])
     normal = panels.normal[panel]
-    range_mm = torch.abs(panels.distance[panel] / dot(s1, normal))
+    cosine = torch.abs(dot(s1, normal))
+    range_mm = torch.abs(panels.distance[panel]) / cosine
     spread = of.spread.at(q)
     edge = pixel_variance(panels, panel, quadrature)
-    cosine = torch.abs(dot(s1, normal))
     covariance = torch.stack(
         [
             spread
@@ -291,7 +331,7 @@ def nodes_from(
                 normal,
                 1 / (of.wavelength * range_mm),
                 edge,
-                layer_depth(panels, layer, panel, cosine)[1],
+                crossing(panels, layer, panel, cosine).variance(),
             )
             for layer in sensor_layers(panels, quadrature.layers)
         ]
@@ -338,7 +378,7 @@ def intersection_px(panels: Panels, panel: Tensor, s1: Tensor) -> Tensor:
     cosine = dot(s1, normal)
     # the whole sensor as one layer: the mean over layers is the mean of all
     whole = Layer(torch.zeros_like(panels.thickness), panels.thickness)
-    depth, _, _ = layer_depth(panels, whole, panel, torch.abs(cosine))
+    depth = crossing(panels, whole, panel, torch.abs(cosine)).mean()
     reach = (panels.distance[panel] + torch.sign(panels.distance)[panel] * depth) / cosine
     offset = s1 * reach[..., None] - panels.origin[panel]
     size = panels.pixel_size[panel]

@@ -1,9 +1,13 @@
 """Rotations of the laboratory: right-handed, 3 x 3 matrices that act on column vectors."""
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanobrag_torch.varying import Varying
 
 
 def cross_matrix(v: Tensor) -> Tensor:
@@ -35,24 +39,58 @@ def versine_ratio(x_squared: Tensor) -> Tensor:
     return 0.5 * sinc(x_squared / 4) ** 2
 
 
-def rotation_from_vector(vector_rad: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Turn:
+    """What rotations by vectors v and their derivatives are made of: the identity, k = [v]x and k² (..., 3, 3), |v|²,
+    and sinc and versine ratio of it (..., 1, 1)."""
+
+    identity: Tensor
+    k: Tensor
+    k_squared: Tensor
+    angle_squared: Tensor
+    sinc: Tensor
+    versine: Tensor
+
+    @staticmethod
+    def by(vector_rad: Tensor) -> "_Turn":
+        """Those of vectors (..., 3), radians."""
+        generators, identity = _generators(vector_rad.dtype, vector_rad.device)
+        angle_squared = (vector_rad**2).sum(-1)[..., None, None]
+        k = (vector_rad @ generators).unflatten(-1, (3, 3))
+        return _Turn(identity, k, k @ k, angle_squared, sinc(angle_squared), versine_ratio(angle_squared))
+
+    @property
+    def matrix(self) -> Tensor:
+        """The rotations (..., 3, 3), by Rodrigues."""
+        return self.identity + self.sinc * self.k + self.versine * self.k_squared
+
+    @property
+    def left_jacobian(self) -> Tensor:
+        """Their left Jacobians (..., 3, 3)."""
+        small = (self.angle_squared < 1e-8).to(self.angle_squared.dtype)
+        ratio = (1 - self.sinc) / (self.angle_squared + small)
+        of_squares = small * (1 - self.angle_squared / 20) / 6 + (1 - small) * ratio
+        return self.identity + self.versine * self.k + of_squares * self.k_squared
+
+
+def rotation_from_vector(vector_rad: Tensor | Varying) -> Tensor:
     """The rotation (..., 3, 3) about `vector_rad` (..., 3) by its length in radians (Rodrigues), smooth at zero."""
-    generators, identity = _generators(vector_rad.dtype, vector_rad.device)
-    angle_squared = (vector_rad**2).sum(-1)[..., None, None]
-    k = (vector_rad @ generators).unflatten(-1, (3, 3))
-    return identity + sinc(angle_squared) * k + versine_ratio(angle_squared) * (k @ k)
+    if isinstance(vector_rad, Varying):
+        return _varying_rotation(vector_rad)
+    return _Turn.by(vector_rad).matrix
+
+
+def _varying_rotation(vector_rad: Varying) -> Any:
+    """The same of a vector that varies: to first order a small rotation after that of its value."""
+    turn = _Turn.by(vector_rad.value)
+    small, matrix = turn.left_jacobian @ vector_rad.slopes, turn.matrix
+    return Varying(matrix, torch.linalg.cross(small.unsqueeze(-2), matrix.unsqueeze(-1), dim=-3))
 
 
 def left_jacobian(vector_rad: Tensor) -> Tensor:
     """J (..., 3, 3) with which a change d of `vector_rad` turns the laboratory by the small rotation J d, radians:
     R(v + d) = R(J d) R(v) to first order, smooth at zero."""
-    generators, identity = _generators(vector_rad.dtype, vector_rad.device)
-    angle_squared = (vector_rad**2).sum(-1)[..., None, None]
-    k = (vector_rad @ generators).unflatten(-1, (3, 3))
-    small = (angle_squared < 1e-8).to(angle_squared.dtype)
-    ratio = (1 - sinc(angle_squared)) / (angle_squared + small)
-    of_squares = small * (1 - angle_squared / 20) / 6 + (1 - small) * ratio
-    return identity + versine_ratio(angle_squared) * k + of_squares * (k @ k)
+    return _Turn.by(vector_rad).left_jacobian
 
 
 def vector_from_rotation(matrix: Tensor) -> Tensor:

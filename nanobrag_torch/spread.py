@@ -122,9 +122,8 @@ def footprint_covariance(
     `scale` (n,) is 1/(λ R), 1/(Å mm); the axes (n, 3) are those of the panel. A displacement d on the detector moves
     q by (1/λR)(1 - s1 s1ᵀ) d.
     """
-
-    def across(axis: Tensor) -> Tensor:
-        return outer((axis - (axis * s1).sum(-1, keepdim=True) * s1) * scale[..., None])
-
-    edges = across(fast) + across(slow)
-    return variance_px[..., None, None] * edges + variance_depth[..., None, None] * across(normal)
+    axes = torch.stack([fast, slow, normal], -2)
+    along = (axes @ s1[..., None]) * s1[..., None, :]
+    across = (axes - along) * scale[..., None, None]
+    variances = torch.stack([variance_px, variance_px, variance_depth], -1)
+    return across.transpose(-1, -2) @ (variances[..., None] * across)

@@ -136,6 +136,11 @@ def _within(dim: int) -> int:
     return dim if dim >= 0 else dim - 1
 
 
+def _beside(value: Tensor) -> Tensor:
+    """A tensor (...) as a factor of slopes (..., n)."""
+    return value.unsqueeze(-1) if value.ndim else value
+
+
 def _count(tensors: Sequence[Any]) -> int:
     return next(t.slopes.shape[-1] for t in tensors if isinstance(t, Varying))
 
@@ -144,20 +149,20 @@ def _unary(function: Callable[[Tensor], Tensor], factor: Callable[[Tensor, Tenso
     """The rule of f(a), whose derivative is `factor(a, f(a))`."""
 
     def rule(a: Varying) -> Varying:
-        value = plain(a)
+        value = a.value
         result = function(value)
-        return Varying(result, factor(value, result)[..., None] * a.slopes)
+        return Varying(result, _beside(factor(value, result)) * a.slopes)
 
     return rule
 
 
 def _add(a: Any, b: Any) -> Varying:
     if not isinstance(b, Varying):
-        result = plain(a) + b
-        return Varying(result, a.slopes.expand(*result.shape, -1))
+        result = a.value + b
+        return Varying(result, a.slopes if result.shape == a.value.shape else a.slopes.expand(*result.shape, -1))
     if not isinstance(a, Varying):
         return _add(b, a)
-    return Varying(plain(a) + plain(b), a.slopes + b.slopes)
+    return Varying(a.value + b.value, a.slopes + b.slopes)
 
 
 def _sub(a: Any, b: Any) -> Varying:
@@ -165,32 +170,33 @@ def _sub(a: Any, b: Any) -> Varying:
         return _add(a, -b)
     if not isinstance(a, Varying):
         return _add(-b, a)
-    return Varying(plain(a) - plain(b), a.slopes - b.slopes)
+    return Varying(a.value - b.value, a.slopes - b.slopes)
 
 
 def _mul(a: Any, b: Any) -> Varying:
     if not isinstance(b, Varying):
-        return Varying(a.value * b, a.slopes * (b[..., None] if isinstance(b, Tensor) else b))
+        return Varying(a.value * b, a.slopes * (_beside(b) if isinstance(b, Tensor) else b))
     if not isinstance(a, Varying):
         return _mul(b, a)
-    u, v = plain(a), plain(b)
-    return Varying(u * v, u[..., None] * b.slopes + v[..., None] * a.slopes)
+    u, v = a.value, b.value
+    return Varying(u * v, torch.addcmul(_beside(u) * b.slopes, _beside(v), a.slopes))
 
 
 def _div(a: Any, b: Any) -> Varying:
     if not isinstance(b, Varying):
-        return _mul(a, 1 / b) if not isinstance(b, Tensor) else Varying(plain(a) / b, a.slopes / b[..., None])
-    v = plain(b)
+        return _mul(a, 1 / b) if not isinstance(b, Tensor) else Varying(a.value / b, a.slopes / _beside(b))
+    v = b.value
     if not isinstance(a, Varying):
         result = a / v
-        return Varying(result, (-result / v)[..., None] * b.slopes)
-    result = plain(a) / v
-    return Varying(result, (a.slopes - result[..., None] * b.slopes) / v[..., None])
+        return Varying(result, _beside(-result / v) * b.slopes)
+    result = a.value / v
+    return Varying(result, torch.addcmul(a.slopes, _beside(result), b.slopes, value=-1) / _beside(v))
 
 
 def _pow(a: Varying, exponent: float) -> Varying:
-    value = plain(a)
-    return Varying(value**exponent, (exponent * value ** (exponent - 1))[..., None] * a.slopes)
+    value = a.value
+    slope = 2 * value if exponent == 2 else exponent * value ** (exponent - 1)
+    return Varying(value**exponent, _beside(slope) * a.slopes)
 
 
 def _matmul(a: Any, b: Any) -> Varying:
@@ -334,6 +340,10 @@ def _index_copy(a: Any, dim: int, index: Tensor, source: Varying) -> Varying:
     return Varying(plain(a).index_copy(dim, index, plain(source)), slopes)
 
 
+def _index_select(a: Varying, dim: int, index: Tensor) -> Varying:
+    return Varying(a.value.index_select(dim, index), a.slopes.index_select(_within(dim), index))
+
+
 def _outer(a: Any, b: Any) -> Varying:
     return _mul(a[:, None], b)
 
@@ -410,6 +420,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "unflatten": _unflatten,
     "expand_as": _expand_as,
     "index_copy": _index_copy,
+    "index_select": _index_select,
     "outer": _outer,
     "trace": _trace,
     "diagonal": _diagonal,

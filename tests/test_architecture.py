@@ -99,7 +99,6 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",
     ("nanobrag_torch.node_columns", "node_columns", ".tolist"): "how many nodes each component has",
-    ("nanobrag_torch.node_slopes", "_depth_variance", ".detach"): "a value, beside its slope that autograd gave",
     (
         "nanobrag_torch.recompute",
         "_Anew.backward",

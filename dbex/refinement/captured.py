@@ -33,18 +33,17 @@ def captured_slopes(
 ) -> Tensor:
     """Its derivatives (n, parameters), by the chain through q, covariance and amplitude of each part, and through the
     beam's numbers, whose derivatives are `waves` (3, parameters) and (parameters,)."""
-    ln_amplitude, (epsilon, variance, normal, length) = _of_parts(at, beam)
-    _, wave_number = wave_numbers(beam, at.q)
-    along = (at.covariance[0] @ normal[..., None]).squeeze(-1)
+    ln_amplitude, (epsilon, variance, normal, length, along, wave_number) = _of_parts(at, beam)
     # the normal turns with q
-    turn = 2 * (along - dot(along, normal)[:, None] * normal) / length[:, None]
-    by_variance = 0.5 * (epsilon**2 / variance - 1) / variance
-    by_q = by_variance[:, None] * turn - (epsilon / variance)[:, None] * normal
-    outer = by_variance[:, None] * as_tensor(TWICE, at.q) * six(normal[:, :, None] * normal[:, None, :])
+    turn = 2 * (along - variance[:, None] * normal) / length[:, None]
+    pull = epsilon / variance
+    by_variance = 0.5 * (pull**2 - 1 / variance)
+    by_q = by_variance[:, None] * turn - pull[:, None] * normal
+    outer = (by_variance[:, None] * as_tensor(TWICE, at.q)) * six(normal[:, :, None] * normal[:, None, :])
     slopes = (
         columns.ln_amplitude
         + (by_q[:, None] @ (columns.q + waves[0])).squeeze(1)
-        + (epsilon / variance - 2 / wave_number)[:, None] * waves[1]
+        + (pull - 2 / wave_number)[:, None] * waves[1]
         + (outer[:, None] @ columns.covariance[0]).squeeze(1)
     )
     total = _together(ln_amplitude, node)
@@ -59,15 +58,16 @@ def _together(ln_amplitude: Tensor, node: Tensor) -> Tensor:
     return most + torch.log(torch.zeros_like(most).index_add(0, node, torch.exp(ln_amplitude - most[node])))
 
 
-def _of_parts(at: Nodes, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """ln amplitude (k,) of every part; its ε, the variance along the sphere's normal, that normal, the length of
-    q + s0/λ."""
+def _of_parts(at: Nodes, beam: BeamConfig) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """ln amplitude (k,) of every part; its ε, the variance along the sphere's normal, that normal n, the length of
+    q + s0/λ, S n (k, 3), and 1/λ ()."""
     s0, wave_number = wave_numbers(beam, at.q)
     toward = at.q + s0
     length = torch.linalg.vector_norm(toward, dim=-1)
     normal, epsilon = toward / length[:, None], length - wave_number
-    variance = dot(normal, (at.covariance[0] @ normal[..., None]).squeeze(-1))
+    along = (at.covariance[0] @ normal[..., None]).squeeze(-1)
+    variance = dot(normal, along)
     # an area of the sphere fills a solid angle in proportion to λ²: photons, not their density, have to stand still
     solid_angle = -2 * torch.log(wave_number)
     ln_amplitude = at.ln_amplitude + solid_angle - 0.5 * torch.log(variance) - 0.5 * epsilon**2 / variance
-    return ln_amplitude, (epsilon, variance, normal, length)
+    return ln_amplitude, (epsilon, variance, normal, length, along, wave_number)

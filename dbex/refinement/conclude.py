@@ -11,7 +11,7 @@ from dbex.refinement.box_drift import box_drift
 from dbex.refinement.demands import unmet_demands
 from dbex.refinement.jackknife import jackknife_covariance, larger_esds, quoted_covariance
 from dbex.refinement.parameters import CELL, Parametrisation
-from dbex.refinement.rounds import Round, as_minimised, fitted_model_error, resolution_limit, solved_round
+from dbex.refinement.rounds import Round, as_minimised, resolution_limit, solved_round
 from dbex.refinement.search import Search, spot_offsets
 from dbex.refinement.settings import Settings
 from dbex.refinement.tables import (
@@ -19,6 +19,7 @@ from dbex.refinement.tables import (
     box_table,
     figures_of_merit,
     free_intensities,
+    likely_model_error,
     pixel_table,
     squared_residuals,
 )
@@ -49,8 +50,8 @@ def conclude(
     reduced = reduced_chi2(final, solved)
     inflation = esd_inflation(reduced)
     empirical = jackknife_covariance(minimised, final.solution.matrix, np.zeros(len(map)), range(len(map)))
-    known = replace(solved, covariance=quoted_covariance(bend.covariance, empirical, inflation))
-    table, pixels = box_table(known, still, weight), pixel_table(solved)
+    quoted = quoted_covariance(bend.covariance, empirical, inflation)
+    table, pixels = box_table(solved, still, weight, quoted), pixel_table(solved)
     background = background_sigma_z(pixels)
     figures = fit_figures(still, settings, final, solved, table, reduced)
     figures |= {
@@ -116,7 +117,9 @@ def fit_figures(
     """The figures of merit of a solved round, its reduced χ² and what that does to esds."""
     pixel_weight, used = solved.objective.weight, final.objective.boxes.used
     figures = figures_of_merit(solved, table, still.amplitudes)
-    error = fitted_model_error(still, final).relative if settings.model_error is None else settings.model_error
+    error = (
+        likely_model_error(solved, still.amplitudes).relative if settings.model_error is None else settings.model_error
+    )
     return figures | {
         "chi2_reduced": reduced,
         "esd_inflation": esd_inflation(reduced),

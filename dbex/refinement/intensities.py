@@ -37,14 +37,22 @@ def solved_without_prior(objective: Objective, variance: Tensor, local: Local) -
     seen = boxed & (curvature * (MOST_ESD * float(objective.prior.mean.max())) ** 2 > 1)
     known = objective.prior.sd.numpy() ** -2.0
     extra = np.where(boxed, np.where(seen, RIDGE * curvature, 1.0), known)
-    scale = 1 / np.sqrt(np.maximum(curvature, 0.0) + extra)
-    scaled = sparse.diags(scale) @ (matrix + sparse.diags(extra)) @ sparse.diags(scale)
     told = np.where(boxed, 0.0, known * objective.prior.mean.numpy())
-    value = splu(scaled.tocsc()).solve((right + told) * scale) * scale
-    spread = inverse_diagonal(scaled.tocsr()) * scale**2
+    value, spread = _solved(matrix, extra, right + told, apart=node.shape[1] == 1)
     own = node[:, 0].numpy()
     determined = (seen & (RIDGE * curvature * spread < LEAST_OWN))[own]
     return np.where(determined, value[own], np.nan), np.where(determined, spread[own], np.nan)
+
+
+def _solved(matrix: sparse.csr_matrix, extra: Floats, right: Floats, apart: bool) -> tuple[Floats, Floats]:
+    """Solution (m,) and diagonal of the inverse (m,) of a matrix with `extra` (m,) on its diagonal; where unknowns are
+    `apart` it has nothing else."""
+    diagonal = np.maximum(matrix.diagonal(), 0.0) + extra
+    if apart:
+        return right / diagonal, 1 / diagonal
+    scale = 1 / np.sqrt(diagonal)
+    scaled = sparse.diags(scale) @ (matrix + sparse.diags(extra)) @ sparse.diags(scale)
+    return splu(scaled.tocsc()).solve(right * scale) * scale, inverse_diagonal(scaled.tocsr()) * scale**2
 
 
 def _without_planes(objective: Objective, variance: Tensor, local: Local) -> tuple[sparse.csr_matrix, Floats]:

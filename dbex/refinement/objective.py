@@ -6,8 +6,8 @@ couples only reflections that share pixels, each with its prior. What is left is
 Gauss-Newton matrix is the Schur complement (docs/physics.md, sections 5 and 6).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import scipy.sparse as sparse
@@ -21,8 +21,9 @@ from dbex.refinement.groups import DATA, FIRST_NODE, Group, Grouping, Parts, dis
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.refinement.prior import IntensityPrior
 from dbex.refinement.shoeboxes import FEW, Shoeboxes
+from dbex.refinement.square_blocks import Component
 from dbex.still import Bools, Floats
-from nanobrag_torch.config import BeamConfig
+from nanobrag_torch.config import BeamConfig, CrystalConfig, override
 from nanobrag_torch.fused import (
     Derivatives,
     NodeColumns,
@@ -38,10 +39,9 @@ from nanobrag_torch.fused import (
     ray_numbers,
 )
 from nanobrag_torch.jacobian import jacobian
-from nanobrag_torch.lattice import without_misset
-from nanobrag_torch.node_columns import cause_row, node_columns, part_nodes, place_numbers
+from nanobrag_torch.node_columns import cause_rows, node_columns, part_nodes, place_numbers
 from nanobrag_torch.profile import Nodes, Quadrature, Quadratures, causes, centroids, whitening
-from nanobrag_torch.tensors import dot
+from nanobrag_torch.tensors import as_tensor, dot
 
 #: The prior's sd follows the amplitude no further than this, in ln.
 LN_FROZEN_MOST = 10.0
@@ -79,6 +79,17 @@ class ByX:
 
 
 @dataclass(frozen=True)
+class Diagonal:
+    """The factor of a system whose unknowns do not meet: its diagonal (m,)."""
+
+    numbers: Floats
+
+    def solve(self, right: Floats) -> Floats:
+        """The solution (m, ...) for right-hand sides (m, ...)."""
+        return (right.T / self.numbers).T
+
+
+@dataclass(frozen=True)
 class Local:
     """The linear optimum at one x: planes (n, 3), intensities (m,), the model's parts in every pixel (N,), the
     background with the light of other lattices, the merit χ² + prior terms, the factor of the intensities' system, and
@@ -92,7 +103,7 @@ class Local:
     bragg: Tensor
     merit: float
     chi2: float
-    factor: SuperLU
+    factor: SuperLU | Diagonal
     columns: list[Tensor]
     sd: Tensor
     ln_captured: Tensor | None = None
@@ -256,7 +267,9 @@ class Objective:
         """Intensities (n, k) of the boxes' nodes, 0 where there is none."""
         return intensity[self.boxes.node.clamp_min(0)] * (self.boxes.node >= 0)
 
-    def _solve_intensities(self, node_node: Tensor, node_data: Tensor, of_prior: Tensor) -> tuple[SuperLU, Tensor]:
+    def _solve_intensities(
+        self, node_node: Tensor, node_data: Tensor, of_prior: Tensor
+    ) -> tuple[SuperLU | Diagonal, Tensor]:
         """The factor of the system of the intensities, in units of their prior's sd, and its solution z (m,)."""
         node, m = self.boxes.node, len(self.prior.mean)
         real = node >= 0
@@ -264,13 +277,17 @@ class Objective:
         sd, mean = of_prior[place], self.prior.mean[place] * real
         block = node_node * sd[:, :, None] * sd[:, None, :] * (real[:, :, None] & real[:, None, :])
         right = (node_data - (node_node @ mean[..., None])[..., 0]) * sd * real
-        rows = place[:, :, None].expand_as(block).flatten().numpy()
-        cols = place[:, None, :].expand_as(block).flatten().numpy()
-        matrix = sparse.coo_matrix((block.flatten().numpy(), (rows, cols)), shape=(m, m)).tocsc() + sparse.identity(
-            m, format="csc"
-        )
-        total = np.bincount(place.flatten().numpy(), right.flatten().numpy(), m)
-        factor = splu(matrix)
+        entries, own = block.flatten().numpy(), place.flatten().numpy()
+        total = np.asarray(np.bincount(own, right.flatten().numpy(), m), dtype=np.float64)
+        factor: SuperLU | Diagonal
+        if node.shape[1] == 1:
+            factor = Diagonal(1.0 + np.bincount(own, entries, m))
+        else:
+            # one prior each, on the diagonal
+            ones, each = np.ones(m), np.arange(m)
+            rows = np.concatenate([place[:, :, None].expand_as(block).flatten().numpy(), each])
+            cols = np.concatenate([place[:, None, :].expand_as(block).flatten().numpy(), each])
+            factor = splu(sparse.csc_matrix((np.concatenate([entries, ones]), (rows, cols)), shape=(m, m)))
         return factor, torch.as_tensor(factor.solve(total))
 
     def weights(self, variance: Tensor) -> Tensor:
@@ -403,26 +420,44 @@ class Objective:
 def component_rows(models: Models) -> Tensor:
     """The causes of the nodes of each component (c, CAUSES)."""
     like, rows = models.ln_scale, []
-    for part in models.components:
-        crystal = without_misset(part.crystal, like)
-        rows.append(cause_row(causes(crystal, models.beam, like + part.ln_weight, part.offset_h)))
-    return torch.stack(rows)
+    for run in alike_but_for_size(models.components):
+        crystal = run[0].crystal
+        if len(run) > 1:
+            sizes = as_tensor(tuple(part.crystal.size_covariance for part in run), like)
+            crystal = override(crystal, {"size_covariance": sizes})
+        ln_scale = torch.stack([like + part.ln_weight for part in run])
+        offset = as_tensor(tuple(part.offset_h for part in run), like)
+        rows.append(cause_rows(causes(crystal, models.beam, ln_scale, offset)))
+    return torch.cat(rows)
+
+
+def alike_but_for_size(components: Sequence[Component]) -> list[list[Component]]:
+    """Runs of components whose crystals share all but the tensor of their sizes."""
+    names = [field.name for field in fields(CrystalConfig) if field.name != "size_covariance"]
+    runs: list[list[Component]] = []
+    for part in components:
+        before = runs[-1][0].crystal if runs else None
+        if before is not None and all(getattr(before, name) is getattr(part.crystal, name) for name in names):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
 
 
 def visible(models: Models, hkl: Tensor, panel: Tensor, F_squared: Tensor) -> Tensor:
     """Which components (m, c) of nodes hkl (m, 3) of these intensities send photons to some pixel: at their best on
     the Ewald sphere more than `VISIBLE`."""
-    panels, rule = models.panels, Quadrature()
-    components = component_rows(models)
-    columns = []
-    for i in range(len(components)):
-        at = part_nodes(components, torch.full_like(panel, i), panels, hkl, panel, rule)
-        covariance = at.covariance[0]
-        found = centroids(at.q, covariance, models.beam)
-        range_mm = torch.abs(panels.distance[panel] / dot(found.s1, panels.normal[panel]))
-        solid_angle = panels.pixel_size[panel] ** 2 * torch.abs(panels.distance[panel]) / range_mm**3
-        _, ln_norm = whitening(covariance)
-        columns.append(F_squared * solid_angle * torch.exp(at.ln_amplitude + ln_norm - found.k**2 / 2) > VISIBLE)
-    shown = torch.stack(columns, 1)
+    panels, components, m = models.panels, component_rows(models), len(hkl)
+    # every node of the first component, of the second, and so on
+    component = torch.arange(len(components)).repeat_interleave(m)
+    on = panel.repeat(len(components))
+    at = part_nodes(components, component, panels, hkl.repeat(len(components), 1), on, Quadrature())
+    covariance = at.covariance[0]
+    found = centroids(at.q, covariance, models.beam)
+    range_mm = torch.abs(panels.distance[on] / dot(found.s1, panels.normal[on]))
+    solid_angle = panels.pixel_size[on] ** 2 * torch.abs(panels.distance[on]) / range_mm**3
+    _, ln_norm = whitening(covariance)
+    brightest = (solid_angle * torch.exp(at.ln_amplitude + ln_norm - found.k**2 / 2)).view(-1, m).T
+    shown = F_squared[:, None] * brightest > VISIBLE
     shown[:, 0] |= ~shown.any(1)
     return shown

@@ -25,8 +25,8 @@ from dbex.refinement.width_tensors import (
 )
 from dbex.refinement.widths import WIDTHS, begun
 from dbex.still import Floats
-from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, override
-from nanobrag_torch.lattice import orientation
+from nanobrag_torch.config import BeamConfig, CrystalConfig, DetectorConfig, Number, Vector, override
+from nanobrag_torch.lattice import without_misset
 from nanobrag_torch.panel import Panels, stack_panels
 from nanobrag_torch.rotation import rotation_from_vector, vector_from_rotation
 from nanobrag_torch.tensors import as_tensor, unit
@@ -51,11 +51,13 @@ class Parameter:
 class Models:
     """The models at one x; `ln_scale` () is ln of the integrated intensity over |F|² (docs/physics.md, section 3).
 
-    `components` are the parts of a crystal that is no single Gaussian; the first is `crystal`. `outline` are fewer that
-    have the same places and extents, for predictions.
+    `crystal` has the turn `misset_deg` (3,) from the orientation that was read in its U. `components` are its parts
+    where it is no single Gaussian; the first is `crystal`. `outline` are fewer that have the same places and extents,
+    for predictions.
     """
 
     crystal: CrystalConfig
+    misset_deg: Vector
     panels: Panels
     beam: BeamConfig
     ln_scale: Tensor
@@ -112,10 +114,14 @@ class Parametrisation:
         at = dict(zip(self.names, x.unbind(), strict=True))
         zero = x.new_zeros(())
         panels = self._panels(x, at) if panels is None else panels
-        crystal = override(self.crystal, self._crystal_values(at))
+        turned = override(self.crystal, self._crystal_values(at, x))
+        crystal, misset = without_misset(turned, zero), turned.misset_deg
         components = self._components(crystal, at, zero)
-        outline = square_components(crystal, self._edges(at), OUTLINE) if "square_a" in at else components
-        return Models(crystal, panels, self._beam(at, x), self.ln_scale + at.get("scale", zero), components, outline)
+        outline = components
+        if "square_a" in at and self.square_peaks is not OUTLINE:
+            outline = square_components(crystal, self._edges(at), OUTLINE)
+        ln_scale = self.ln_scale + at.get("scale", zero)
+        return Models(crystal, misset, panels, self._beam(at, x), ln_scale, components, outline)
 
     @cached_property
     def _motions(self) -> Tensor | None:
@@ -174,14 +180,7 @@ class Parametrisation:
             return (Component(crystal, zero),)
         turn = rotation_from_vector(torch.stack([at[f"second_{axis}"] for axis in "xyz"]))
         mosaic = self.second_width_deg**2 * log_cholesky([at[f"second_{part}"] for part in PARTS])
-        second = override(
-            crystal,
-            {
-                "U": turn @ orientation(crystal, zero),
-                "misset_deg": (0.0, 0.0, 0.0),
-                "mosaic_covariance_deg2": mosaic,
-            },
-        )
+        second = override(crystal, {"U": turn @ as_tensor(crystal.U, zero), "mosaic_covariance_deg2": mosaic})
         share = at["second_share"]
         log_sigmoid = torch.nn.functional.logsigmoid
         return Component(crystal, log_sigmoid(-share)), Component(second, log_sigmoid(share))
@@ -191,7 +190,7 @@ class Parametrisation:
         return self._mean_crystal(x, self.models(x))
 
     def _mean_crystal(self, x: Tensor, models: Models) -> CrystalConfig:
-        crystal = models.crystal
+        crystal = override(models.crystal, {"U": self._U, "misset_deg": models.misset_deg})
         if self.component_count != 2:
             return crystal
         first, second = models.components
@@ -199,7 +198,7 @@ class Parametrisation:
         turn = torch.stack([x[self.place(f"second_{axis}")] for axis in "xyz"])
         misset = as_tensor(crystal.misset_deg, x) * RADIANS_PER_DEGREE
         mean = vector_from_rotation(rotation_from_vector(share * turn) @ rotation_from_vector(misset))
-        apart = orientation(crystal, x).T @ turn / RADIANS_PER_DEGREE
+        apart = as_tensor(models.crystal.U, x).T @ turn / RADIANS_PER_DEGREE
         total = (
             (1 - share) * mosaic_tensor(first.crystal, x)
             + share * mosaic_tensor(second.crystal, x)
@@ -207,22 +206,27 @@ class Parametrisation:
         )
         return override(crystal, {"misset_deg": mean / RADIANS_PER_DEGREE, "mosaic_covariance_deg2": total})
 
+    def _run(self, names: Sequence[str]) -> slice:
+        """Where parameters of one group, which stand together, are in x."""
+        first = self.place(names[0])
+        return slice(first, first + len(names))
+
     @cached_property
-    def _free_cell(self) -> tuple[list[str], list[str], Tensor, Tensor, Tensor]:
-        """Names of the cell's k free parameters, and of the r that follow them; of these the values (r,) and the map
-        (r, k) from changes of the free ones; and the values of those free ones that are lengths, which come first."""
+    def _free_cell(self) -> tuple[slice, list[str], Tensor, Tensor, Tensor]:
+        """Where the cell's k free parameters are in x, and the names of the r that follow them; of these the values
+        (r,) and the map (r, k) from changes of the free ones; and the values of those free ones that are lengths, which
+        come first."""
         free = [name for name in CELL if name in self.names]
         rows = [i for i, name in enumerate(CELL) if self.cell_map[i].any()]
         base = torch.as_tensor([float(getattr(self.crystal, name)) for name in CELL], dtype=torch.float64)
         lengths = base[[CELL.index(name) for name in free if CELL.index(name) < 3]]
         names = [CELL[i] for i in rows]
-        return free, names, base[rows], torch.as_tensor(self.cell_map[rows]), lengths
+        return self._run(free), names, base[rows], torch.as_tensor(self.cell_map[rows]), lengths
 
-    def _cell_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+    def _cell_values(self, x: Tensor) -> dict[str, object]:
         """Those of the cell's parameters that follow the free ones."""
         free, names, base, map, lengths = self._free_cell
-        moves = torch.stack([at[name] for name in free])
-        k = len(lengths)
+        moves, k = x[free], len(lengths)
         change = torch.cat([lengths * torch.expm1(moves[:k]), moves[k:] / RADIANS_PER_DEGREE])
         return dict(zip(names, (base + map @ change).unbind(), strict=True))
 
@@ -231,12 +235,12 @@ class Parametrisation:
         """The orientation (3, 3) that was read, as a tensor."""
         return torch.as_tensor(self.crystal.U, dtype=torch.float64)
 
-    def _crystal_values(self, at: dict[str, Tensor]) -> dict[str, object]:
+    def _crystal_values(self, at: dict[str, Tensor], x: Tensor) -> dict[str, object]:
         values: dict[str, object] = {"U": self._U, "misset_deg": (0.0, 0.0, 0.0)}
         if "misset_x" in at:
-            values["misset_deg"] = torch.stack([at[f"misset_{axis}"] for axis in "xyz"]) / RADIANS_PER_DEGREE
+            values["misset_deg"] = x[self._run(names_of("orientation"))] / RADIANS_PER_DEGREE
         if any(name in at for name in CELL):
-            values |= self._cell_values(at)
+            values |= self._cell_values(x)
         if "domain_size" in at and self.crystal.domain_size_A is not None:
             values["domain_size_A"] = self.crystal.domain_size_A * torch.exp(at["domain_size"])
         if "square_a" in at:

@@ -18,6 +18,8 @@ from dbex.still import Amplitudes, Floats, Ints
 FLOOR = 1e-3
 #: The relative errors that are looked for, and the standard deviation of a prior of their change with resolution, Å².
 RELATIVE_LIMITS, SLOPE_PRIOR_A2 = (0.01, 3.0), 5.0
+#: ln of how much the relative error changes with resolution stays within these.
+EXPONENT_LIMITS = (-3.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,15 @@ class Known:
 
     def prior_sd(self, error: ModelError) -> Floats:
         """Standard deviations (m,) of F²: those of the square of a normal number, F with both errors of F."""
-        tau = error.relative * np.exp(np.clip(error.slope_A2 * (self.s2 - error.s2), -3, 3))
-        variance_F = self.sigma_F**2 + 0.25 * tau**2 * self.mean_square
-        measured = (2 * self.F) ** 2 * variance_F + 2 * variance_F**2
-        return np.asarray(np.sqrt(measured + (FLOOR * self.overall) ** 2))
+        steepness = np.clip(error.slope_A2 * (self.s2 - error.s2), *EXPONENT_LIMITS)
+        return np.asarray(np.sqrt(self.prior_variance(error.relative * np.exp(steepness))[0]))
+
+    def prior_variance(self, tau: Floats) -> tuple[Floats, Floats]:
+        """Variances (..., m) of F² for these relative errors τ of the model, and their derivatives by ln τ."""
+        of_model = 0.25 * tau**2 * self.mean_square
+        variance_F, squares = self.sigma_F**2 + of_model, 4 * self.F**2
+        variance = (squares + 2 * variance_F) * variance_F + (FLOOR * self.overall) ** 2
+        return variance, 2 * (squares + 4 * variance_F) * of_model
 
 
 def known_of(amplitudes: Amplitudes, reflections: Ints) -> Known:
@@ -80,21 +87,29 @@ def estimate_model_error(value: Floats, variance: Floats, amplitudes: Amplitudes
     value, variance = value[usable], variance[usable]
     known = known_of(amplitudes, reflections[usable])
     s2 = float(known.s2.mean()) if len(value) else 0.0
+    squares, away = (value - known.F**2) ** 2, known.s2 - s2
     low, high = np.log(RELATIVE_LIMITS)
 
-    def minus_ln_likelihood(at: Floats) -> float:
-        total = variance + known.prior_sd(ModelError(float(np.exp(at[0])), float(at[1]), s2)) ** 2
-        fit = np.sum(np.log(total) + (value - known.F**2) ** 2 / total)
-        return float(0.5 * (fit + (at[1] / SLOPE_PRIOR_A2) ** 2))
+    def minus_ln_likelihood(at: Floats) -> tuple[float, Floats]:
+        """And its derivatives by ln relative and slope."""
+        steepness = np.clip(at[1] * away, *EXPONENT_LIMITS)
+        of_prior, slope = known.prior_variance(np.exp(at[0] + steepness))
+        total = variance + of_prior
+        z2 = squares / total
+        by_ln_tau = 0.5 * (1 - z2) / total * slope
+        by_slope = by_ln_tau @ (away * (steepness == at[1] * away))
+        fit = 0.5 * float(np.sum(np.log(total) + z2)) + 0.5 * (at[1] / SLOPE_PRIOR_A2) ** 2
+        return fit, np.array([by_ln_tau.sum(), by_slope + at[1] / SLOPE_PRIOR_A2**2])
 
     grid = np.linspace(low, high, 30)
-    first = grid[int(np.argmin([minus_ln_likelihood(np.array([ln_tau, 0.0])) for ln_tau in grid]))]
-    simplex = [[first, 0.0], [first + (0.1 if first < high - 0.1 else -0.1), 0.0], [first, 1.0]]
+    totals = variance + known.prior_variance(np.exp(grid[:, None]))[0]
+    first = grid[int(np.argmin((np.log(totals) + squares / totals).sum(1)))]
     found = minimize(
         minus_ln_likelihood,
         [first, 0.0],
-        method="Nelder-Mead",
+        method="L-BFGS-B",
+        jac=True,
         bounds=[(low, high), (None, None)],
-        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-3},
+        options={"ftol": 1e-12, "gtol": 1e-6},
     )
     return ModelError(float(np.exp(found.x[0])), float(found.x[1]), s2)

@@ -6,6 +6,7 @@ at which no pixel of a spot is where the model puts it.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dbex.refinement.parameters import Models, Parametrisation
 from dbex.still import Floats, Still
-from nanobrag_torch.jacobian import jacobian
+from nanobrag_torch.jacobian import jacobian, with_jacobian
 from nanobrag_torch.lattice import reciprocal_basis
 from nanobrag_torch.profile import centroids, intersection_px
 from nanobrag_torch.spread import node_covariance
@@ -45,21 +46,29 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     places = torch.as_tensor(moving, dtype=torch.long)
     base = torch.as_tensor(x)
 
-    def residuals(part: Tensor) -> Tensor:
+    def residuals(part: Tensor) -> tuple[Tensor]:
         models = map.models(base.index_copy(0, places, part))
         offset, angle = spot_offsets(models, hkl, panel, xy)
-        return torch.cat([offset.flatten() / CENTROID_ERROR_PX, angle / EXCITATION_ERROR_RAD, part / widths])
+        return (torch.cat([offset.flatten() / CENTROID_ERROR_PX, angle / EXCITATION_ERROR_RAD, part / widths]),)
+
+    @lru_cache(maxsize=1)
+    def linearised(part: bytes) -> tuple[Floats, Floats]:
+        """Residuals and their derivatives: of nearly every x both are asked for, one after the other."""
+        (values,), (slopes,) = with_jacobian(residuals, torch.tensor(np.frombuffer(part)))
+        return values.numpy(), slopes.numpy()
 
     start = base[places].numpy()
     before, _ = spot_offsets(map.models(base), hkl, panel, xy)
     best = base
     if moving:
+        values, slopes = linearised(start.tobytes())
         found = least_squares(
-            lambda v: residuals(torch.as_tensor(v)).numpy(),
+            lambda v: linearised(v.tobytes())[0],
             start,
-            jac=lambda v: jacobian(lambda x: (residuals(x),), torch.as_tensor(v))[0].numpy(),
+            jac=lambda v: linearised(v.tobytes())[1],
             loss="soft_l1",
-            x_scale="jac",
+            # the first step moves residuals by an error, in the mean
+            x_scale=np.sqrt(len(values)) / np.linalg.norm(slopes, axis=0),
             max_nfev=200,
         )
         best = base.index_copy(0, places, torch.as_tensor(found.x))

@@ -4,7 +4,6 @@ The transform of a block of N cells along an axis is sinc²(N Δh): a central lo
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -70,9 +69,13 @@ def square_components(crystal: CrystalConfig, edges_A: Tensor, peaks: Sequence[P
     """A crystal of blocks with flat faces, of these lengths along a, b and c: a mixture of Gaussians in h."""
     cell = cell_tensor(crystal, edges_A)
     B, period = reciprocal_matrix(cell), cell[:3] / edges_A
-    result = []
-    for peak in peaks:
-        offset, width = (torch.as_tensor(n, dtype=edges_A.dtype) * period for n in (peak.offset, peak.width))
-        part = override(crystal, {"size_covariance": B @ torch.diag(width**2) @ B.T})
-        result.append(Component(part, torch.full_like(edges_A[0], math.log(peak.weight)), offset))
-    return tuple(result)
+    of_peaks = [
+        torch.as_tensor(n, dtype=edges_A.dtype) for n in zip(*((p.offset, p.width) for p in peaks), strict=True)
+    ]
+    offset, width = (numbers * period for numbers in of_peaks)
+    size = (B * (width**2)[:, None]) @ B.T
+    ln_weight = torch.log(torch.as_tensor([peak.weight for peak in peaks], dtype=edges_A.dtype))
+    return tuple(
+        Component(override(crystal, {"size_covariance": one}), share, shift)
+        for one, share, shift in zip(size.unbind(), ln_weight.unbind(), offset.unbind(), strict=True)
+    )

@@ -1,6 +1,7 @@
 """From the solution to the tables that are written: one row a box, one row a pixel, and the figures of merit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from dbex.refinement.intensities import solved_without_prior
 from dbex.refinement.objective import Local, Objective
 from dbex.refinement.predictions import components_seen, sum_of
-from dbex.refinement.prior import known_of
+from dbex.refinement.prior import ModelError, estimate_model_error, known_of
 from dbex.refinement.shoeboxes import Shoeboxes
 from dbex.refinement.summation import summed
 from dbex.still import Amplitudes, BoxTable, Floats, Ints, PixelTable, Still
@@ -36,11 +37,22 @@ class Solved:
     variance: Tensor
     local: Local
 
+    @cached_property
+    def free(self) -> tuple[Floats, Floats]:
+        """`free_intensities`, found once."""
+        return solved_without_prior(self.objective, self.variance, self.local)
+
 
 def free_intensities(solved: Solved) -> tuple[Floats, Floats]:
     """The intensity of each box (n,) without prior and its variance, NaN where no pixel determines it; reflections that
     overlap are solved together."""
-    return solved_without_prior(solved.objective, solved.variance, solved.local)
+    return solved.free
+
+
+def likely_model_error(solved: Solved, amplitudes: Amplitudes) -> ModelError:
+    """The relative error of F² that the free intensities make most likely."""
+    boxes = solved.objective.boxes
+    return estimate_model_error(*solved.free, amplitudes, boxes.reflections[boxes.node[:, 0].numpy()])
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,13 @@ def excitation(solved: Solved) -> Excitation:
     )
 
 
-def box_table(solved: Solved, still: Still, weight: Tensor) -> BoxTable:
-    """One row a box; `weight` (n,) are the robust weights."""
+def box_table(solved: Solved, still: Still, weight: Tensor, covariance: Floats | None = None) -> BoxTable:
+    """One row a box; `weight` (n,) are the robust weights, `covariance` (n, n) that of x where it is not the formal
+    one."""
     objective, boxes, local = solved.objective, solved.objective.boxes, solved.local
     value, variance = free_intensities(solved)
     of_sum, variance_of_sum = summed(objective, solved.variance, local)
-    at = excitation(solved)
+    at = excitation(solved if covariance is None else replace(solved, covariance=covariance))
     own = boxes.node[:, 0]
     prior_mean, prior_sd = objective.prior.mean[own].numpy(), objective.prior.sd[own].numpy()
     with_partiality = variance + (value * at.ln_partiality_esd) ** 2

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanobrag_torch.node_columns import CAUSES, cause_row, node_columns, part_nodes, place_rows
+from nanobrag_torch.node_columns import CAUSES, cause_rows, node_columns, part_nodes, place_rows
 from nanobrag_torch.node_slopes import six
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Quadrature, causes
@@ -44,8 +44,8 @@ def numbers_at(shared, rule):
 @pytest.mark.parametrize("rule", [Quadrature(), Quadrature(oversample=1, layers=3)], ids=str)
 @pytest.mark.parametrize("seed", range(25))
 def test_every_number_of_a_node_follows_all_that_it_is_made_of(rule, seed):
-    first = cause_row(causes(STILL.crystal, STILL.beam, LIKE + 2.0))
-    second = cause_row(causes(STILL.crystal, STILL.beam, LIKE + 1.0, vector(0.2, -0.1, 0.4)))
+    ln_scale, offset = LIKE + vector(2.0, 1.0), torch.stack([vector(0.0, 0.0, 0.0), vector(0.2, -0.1, 0.4)])
+    first, second = cause_rows(causes(STILL.crystal, STILL.beam, ln_scale, offset))
     generator = torch.Generator().manual_seed(seed)
     shared = torch.cat([first, second, place_rows(PANELS).flatten()])
     shared = shared * (1 + 0.03 * torch.randn(shared.shape, generator=generator, dtype=shared.dtype))

@@ -14,6 +14,7 @@ from nanobrag_torch.profile import (
     Quadrature,
     centroids,
     depth_variance_ratio,
+    depth_variance_slope,
     exposure,
     intersection_px,
     ln_absolute_scale,
@@ -341,6 +342,13 @@ def test_series_and_closed_form_of_the_depth_meet(function):
     slope = torch.autograd.grad(value.sum(), x)[0]
     assert (slope[0] / slope[1] - 1).abs() < 1e-10
     assert torch.autograd.gradcheck(function, torch.zeros(1, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-3, 0.29, 0.31, 2.0, 9.0])
+def test_the_variance_of_the_depth_follows_the_path_by_its_derivative(x):
+    at = vector(x).requires_grad_()
+    (slope,) = torch.autograd.grad(depth_variance_ratio(at), at)
+    assert depth_variance_slope(vector(x)).item() == pytest.approx(slope.item(), rel=1e-9)
 
 
 def test_layers_absorb_equally_and_together_what_the_sensor_does():

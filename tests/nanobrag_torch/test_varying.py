@@ -92,6 +92,7 @@ CASES = {
     "flatten": lambda x: (matrix(x).flatten(), batch(x).flatten(1), batch(x).flatten(-2), x[0].flatten()),
     "unflatten": lambda x: (x.unflatten(0, (2, 3)), x[None].unflatten(-1, (3, 2))),
     "T": lambda x: (matrix(x).T,),
+    "index_select": lambda x: (x.index_select(0, PLACES), matrix(x).index_select(-1, PLACES % 3)),
     "index_copy": lambda x: (X.index_copy(0, PLACES, x[:2]), x.index_copy(0, PLACES, x[4:] ** 2)),
     "outer": lambda x: (torch.outer(x, x), torch.outer(FIXED[0], x), torch.outer(x, FIXED[0])),
     "trace": lambda x: (batch(x)[0].trace(),),

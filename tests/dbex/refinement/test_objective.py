@@ -14,7 +14,7 @@ from dbex.refinement.tables import Solved, free_intensities
 from dbex.refinement.uncertainty import curvature
 from tests.dbex.stages import steps_of
 from tests.differences import extrapolated_difference
-from tests.tolerances import DENSE_RELATIVE, EXTRAPOLATED_DIFFERENCE_RELATIVE
+from tests.tolerances import DENSE_RELATIVE, EXTRAPOLATED_DIFFERENCE_RELATIVE, REORDERED_SUM
 
 MODEL_ERROR = ModelError(0.3)
 
@@ -97,6 +97,26 @@ def test_the_merit_is_that_of_the_dense_problem(crowded):
     assert local.chi2 == pytest.approx(
         ((rows[:pixels] @ solution_of(rows, right) - right[:pixels]) ** 2).sum(), rel=DENSE_RELATIVE
     )
+
+
+def test_spots_that_do_not_overlap_are_solved_as_those_that_might(crowded):
+    """Only own spots: with room for a neighbour in the boxes' list of nodes, and without."""
+    objective, x, variance, _ = crowded
+    own = objective.boxes.node[:, :1]
+    found = []
+    for node in (own, torch.cat([own, torch.full_like(own, -1)], 1)):
+        alone = replace(objective, boxes=replace(objective.boxes, node=node)).prepared()
+        local = alone.solve_linear(x, variance)
+        system = alone.normal_equations(x, variance, local)
+        found.append((*free_intensities(Solved(alone, x, np.eye(len(x)), variance, local)), local, system))
+    for value, expected in zip(found[0][:2], found[1][:2], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=REORDERED_SUM)
+    (*_, local, system), (*_, expected, equations) = found
+    np.testing.assert_allclose(local.intensity, expected.intensity, rtol=REORDERED_SUM)
+    root = np.sqrt(np.diag(equations.matrix))
+    assert np.abs((system.matrix - equations.matrix) / np.outer(root, root)).max() < REORDERED_SUM
+    change = (system.sensitivity - equations.sensitivity) / local.sd.numpy()[:, None] / root
+    assert np.abs(change).max() < REORDERED_SUM
 
 
 def test_the_covariance_of_the_model_is_a_block_of_the_dense_one(crowded):

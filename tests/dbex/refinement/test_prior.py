@@ -6,6 +6,7 @@ import pytest
 from dbex.refinement.prior import (
     FLOOR,
     RELATIVE_LIMITS,
+    SLOPE_PRIOR_A2,
     ModelError,
     estimate_model_error,
     intensity_prior,
@@ -61,6 +62,31 @@ def test_an_error_that_grows_with_resolution_is_seen_to_grow():
     found = estimate_model_error(value, (0.01 * known.F**2) ** 2, known, np.arange(3000))
     assert found.slope_A2 == pytest.approx(8, rel=0.2)
     assert found.relative == pytest.approx(0.2, rel=0.1)
+
+
+def test_no_error_nearby_makes_the_intensities_more_likely_than_the_one_that_is_found():
+    rng = np.random.default_rng(11)
+    known = amplitudes(rng, 300)
+    value, variance = wrong(rng, known, 0.3), (0.05 * known.F**2) ** 2
+    found = estimate_model_error(value, variance, known, np.arange(300))
+
+    def minus_ln_likelihood(relative, slope):
+        sd = known_of(known, np.arange(300)).prior_sd(ModelError(relative, slope, found.s2))
+        total = variance + sd**2
+        fit = np.log(total) + (value - known.F**2) ** 2 / total
+        return 0.5 * (fit.sum() + (slope / SLOPE_PRIOR_A2) ** 2)
+
+    best = minus_ln_likelihood(found.relative, found.slope_A2)
+    for by in (-1e-3, 1e-3):
+        assert minus_ln_likelihood(found.relative * (1 + by), found.slope_A2) > best
+        assert minus_ln_likelihood(found.relative, found.slope_A2 + 10 * by) > best
+
+
+def test_the_prior_variance_follows_the_error_by_its_derivative():
+    known = known_of(amplitudes(np.random.default_rng(12), 50), np.arange(50))
+    step, tau = 1e-5, np.array([0.03, 0.3, 3.0])[:, None]
+    before, after = (known.prior_variance(tau * np.exp(by))[0] for by in (-step, step))
+    np.testing.assert_allclose((after - before) / (2 * step), known.prior_variance(tau)[1], rtol=1e-6)
 
 
 def test_intensities_that_agree_with_the_list_tell_of_no_further_error():

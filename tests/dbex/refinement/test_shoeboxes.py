@@ -8,11 +8,15 @@ import torch
 from dials.algorithms.spot_prediction import StillsReflectionPredictor
 from scipy.spatial import cKDTree
 
-from dbex.refinement.predictions import observed_predictions, predict
+from dbex.refinement import predictions
+from dbex.refinement.predictions import components_seen, observed_predictions, predict
 from dbex.refinement.rounds import start, with_boxes
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import HALF_MAX, HALF_MIN, MOST_TAILS, shoeboxes
+from nanobrag_torch.lattice import reciprocal_basis
 from tests.tolerances import DXTBX_PARALLAX_PX, NEAREST_POINT_PX, REORDERED_SUM
+
+LIKE = torch.zeros((), dtype=torch.float64)
 
 
 def models_of(still, **widths):
@@ -308,6 +312,29 @@ def test_every_panel_records_what_strikes_it(thermolysin):
     detector = thermolysin.experiment.detector
     expected = [detector[p].get_ray_intersection_px(tuple(v)) for p, v in zip(found.panel.tolist(), s1, strict=True)]
     assert np.abs(found.xy_px - np.array(expected)).max() < DXTBX_PARALLAX_PX
+
+
+def test_predictions_are_the_same_however_many_reflections_and_panels_are_looked_at_in_one_go(thermolysin, monkeypatch):
+    expected = predicted(thermolysin, 2.2, mosaicity_deg=0.1)
+    monkeypatch.setattr(predictions, "AT_ONCE", 3 * len(expected))
+    found = predicted(thermolysin, 2.2, mosaicity_deg=0.1)
+    assert len(np.unique(found.panel)) > 3
+    for name in vars(found):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=REORDERED_SUM)
+
+
+def test_no_reflection_that_the_sphere_meets_is_passed_over(still):
+    """Of a crystal whose widths differ with direction, against every listed reflection looked at by itself."""
+    models = models_of(
+        still, mosaicity_deg=0.1, mosaic_covariance_deg2=((0.04, 0.01, 0), (0.01, 0.01, 0), (0, 0, 0.02))
+    )
+    inside = np.linalg.norm(still.amplitudes.hkl @ reciprocal_basis(models.crystal, LIKE).numpy().T, axis=1) < 1 / 2.0
+    hkl = torch.as_tensor(still.amplitudes.hkl[inside], dtype=torch.float64)
+    near = (components_seen(models, hkl).k.abs() < 4.0).numpy()
+    may = predictions.may_be_seen(models, still.amplitudes.hkl, 4.0)[inside]
+    assert near.sum() > 100
+    assert may[near].all()
+    assert may.mean() < 0.1
 
 
 def test_observed_spots_keep_their_own_centroids(still):
