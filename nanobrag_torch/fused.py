@@ -13,6 +13,7 @@ number of parameters needs: the cost of a pixel does not depend on how many are 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,9 +24,6 @@ from nanobrag_torch.panel import Panels
 from nanobrag_torch.passes import PULL, beam_pass, moment_pass, panel_pass, profile_pass, pull_pass, ray_pass
 from nanobrag_torch.profile import Nodes, Quadrature, sensor_layers, whitening
 from nanobrag_torch.tensors import as_tensor, unit
-
-#: Sums of a panel: along and about three axes.
-PANEL_SUMS = 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,11 @@ class Scene:
     panel: Tensor
     beam: Tensor
     rule: Quadrature
+
+    @cached_property
+    def rays(self) -> Tensor:
+        """q and Ω P C of every sample of every pixel (boxes, samples, 4, pixels), found once."""
+        return ray_pass(*self.tensors, rule=self.rule)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -104,7 +107,7 @@ def node_rows(at: Nodes) -> Tensor:
 
 def box_profiles(nodes: Tensor, of: Scene) -> Tensor:
     """Intensity (boxes, k, pixels) of each box's nodes, rows of node_rows (layers, boxes, k, 10)."""
-    return profile_pass(ray_pass(*of.tensors, rule=of.rule), nodes, rule=of.rule)
+    return profile_pass(of.rays, nodes, rule=of.rule)
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,38 @@ def node_maps(at: Nodes, by_x: NodeColumns) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RayColumns:
-    """How rays follow x: shift and rotation about the crystal of each panel (n panels, 6, n), and of the beam (10, n):
-    ln wavelength, s0, and the axes of the polarisation; None where it stays."""
+class RayMap:
+    """How the derivatives of boxes follow the sums of their rays: `panel` (boxes, f, n) and `beam` (f, n), and which of
+    the sums these are; no beam where it stays."""
 
     panel: Tensor
-    beam: Tensor | None
+    of_panel: Tensor
+    beam: Tensor
+    of_beam: Tensor
 
-    def of(self, panel: Tensor) -> Tensor:
-        """The map (boxes, 6 or 16, n) from the sums of the rays to the derivatives, for boxes on these panels."""
-        mine = self.panel[panel]
-        return mine if self.beam is None else torch.cat([mine, self.beam.expand(len(mine), -1, -1)], 1)
+    @property
+    def map(self) -> Tensor:
+        """Both (boxes, f, n)."""
+        return torch.cat([self.panel, self.beam.expand(len(self.panel), -1, -1)], 1)
+
+
+@dataclass(frozen=True)
+class RayColumns:
+    """How rays follow x: shift and rotation about the crystal of each panel (n panels, 6, n), and of the beam (10, n):
+    ln wavelength, s0, and the axes of the polarisation."""
+
+    panel: Tensor
+    beam: Tensor
+
+    @cached_property
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Which of the six sums of a panel and of the ten of the beam anything follows."""
+        return torch.nonzero((self.panel != 0).any(2).any(0))[:, 0], torch.nonzero((self.beam != 0).any(1))[:, 0]
+
+    def of(self, panel: Tensor) -> RayMap:
+        """For boxes on these panels."""
+        of_panel, of_beam = self.moved
+        return RayMap(self.panel[:, of_panel][panel], of_panel, self.beam[of_beam], of_beam)
 
 
 def ray_numbers(panels: Panels, beam: BeamConfig) -> tuple[Tensor, ...]:
@@ -158,7 +182,7 @@ def ray_columns(panels: Panels, by_x: tuple[Tensor, ...]) -> RayColumns:
     pairs = ((panels.fast, d_fast), (panels.slow, d_slow), (panels.normal, d_normal))
     rotation = 0.5 * sum(torch.linalg.cross(axis[..., None].expand_as(change), change, dim=1) for axis, change in pairs)
     shift = d_origin - torch.linalg.cross(rotation, panels.origin[..., None].expand_as(rotation), dim=1)
-    return RayColumns(torch.cat([shift, rotation], 1), of_beam if bool((of_beam != 0).any()) else None)
+    return RayColumns(torch.cat([shift, rotation], 1), of_beam)
 
 
 @dataclass(frozen=True)
@@ -181,15 +205,14 @@ class Derivatives:
 
 
 def box_derivatives(
-    nodes: Tensor, maps: Tensor, weights: Tensor, of: Scene, root: Tensor, rays: Tensor | None
+    nodes: Tensor, maps: Tensor, weights: Tensor, of: Scene, root: Tensor, rays: RayMap | None
 ) -> Derivatives:
     """Derivatives of the sum over a box's nodes of weight times profile, times `root` (boxes, pixels).
 
     `nodes` are rows of node_rows (layers, boxes, k, 10), `maps` those of node_maps (layers, boxes, k, 10, n),
-    `weights` (boxes, k) their intensities, `rays` the map of the rays (boxes, 6 or 16, n), None where they stay.
+    `weights` (boxes, k) their intensities, `rays` the map of the rays, None where they stay.
     """
-    of_pixels = ray_pass(*of.tensors, rule=of.rule)
-    moments = moment_pass(of_pixels, nodes, root, rule=of.rule)
+    moments = moment_pass(of.rays, nodes, root, rule=of.rule)
     sums = moments.flatten(1, 3)
     map = (maps * weights[..., None, None]).transpose(0, 1).flatten(1, 3)
     if rays is not None:
@@ -197,10 +220,11 @@ def box_derivatives(
             firsts = moments[:, 0, :, :PULL].flatten(2)
             pulls = (weights[:, None] @ firsts)[:, 0].unflatten(1, (PULL, -1))
         else:
-            pulls = pull_pass(of_pixels, nodes, weights, root, rule=of.rule)
-        passes = (panel_pass, beam_pass)[: 2 if rays.shape[1] > PANEL_SUMS else 1]
-        sums = torch.cat([sums, *(run(*of.tensors, pulls, rule=of.rule) for run in passes)], 1)
-        map = torch.cat([map, rays], 1)
+            pulls = pull_pass(of.rays, nodes, weights, root, rule=of.rule)
+        wanted = ((panel_pass, rays.of_panel), (beam_pass, rays.of_beam))
+        found = [run(*of.tensors, pulls, rule=of.rule)[:, which] for run, which in wanted if len(which)]
+        sums = torch.cat([sums, *found], 1)
+        map = torch.cat([map, rays.map], 1)
     n = map.shape[-1]
     if map.shape[1] <= n:
         return Derivatives(sums, map)

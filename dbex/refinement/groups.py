@@ -80,6 +80,15 @@ class Grouping:
     parts: Parts
     first: Tensor
 
+    @property
+    def reached(self) -> tuple[Group, ...]:
+        """The groups that nodes reach."""
+        return tuple(group for group in self.groups if group.reach)
+
+    def of_reached(self, columns: list[Tensor]) -> list[Tensor]:
+        """Of what is told of every group that of those."""
+        return [X for group, X in zip(self.groups, columns, strict=True) if group.reach]
+
     def are_of(self, boxes: Shoeboxes, whole: Bools | None, components: int) -> bool:
         """Whether these are the groups of boxes, of which these have whole pixels, for so many components."""
         return self.reach is boxes.reach and self.whole is whole and self.components == components

@@ -65,7 +65,7 @@ def box_contributions(solved: Solved) -> tuple[Floats, Floats]:
     crossed = torch.zeros(len(boxes), len(LINEAR), n, dtype=w.dtype)
     matrices = torch.zeros(len(boxes), n, n, dtype=w.dtype)
     derivatives = objective.derivatives(solved.x, objective.at_nodes(local.intensity), torch.sqrt(w))
-    by_group = zip(derivatives, objective.reached(local.columns), strict=True)
+    by_group = zip(derivatives, objective.groups.of_reached(local.columns), strict=True)
     for (group, found, here), columns in by_group:
         linear = columns[:, LINEAR] * here[:, None]
         linear[:, -1] = group.of(residual) * here

@@ -51,8 +51,8 @@ VISIBLE = 0.15
 
 @dataclass(frozen=True)
 class At:
-    """What follows from `x`: the models and their components' causes, the parts of the distinct nodes, and what a pass
-    sees of panels and beam; `map` and `parts` say for which parametrisation and nodes."""
+    """What follows from `x`: the models and their components' causes, the parts of the distinct nodes, and the scene of
+    each group that nodes reach; `map` and `parts` say for which parametrisation and nodes."""
 
     x: Tensor
     map: Parametrisation
@@ -60,8 +60,7 @@ class At:
     models: Models
     components: Tensor
     nodes: Nodes
-    panels: Tensor
-    beam: Tensor
+    scenes: tuple[Scene, ...]
 
     def is_that_of(self, objective: "Objective", x: Tensor) -> bool:
         """Whether an objective has the same at this x."""
@@ -172,18 +171,14 @@ class Objective:
         hkl = self.hkl[parts.reflection]
         nodes = part_nodes(components, parts.component, models.panels, hkl, parts.panel, self.sampling)
         panels, beam = panel_rows(models.panels, self.rule.layers), beam_row(models.beam, models.panels.origin)
-        return At(x, self.map, parts, models, components, nodes, panels, beam)
+        seen = ((group.where, group.rule) for group in self.groups.reached)
+        scenes = tuple(Scene(w.slow, w.fast, panels[w.panel], beam, rule) for w, rule in seen)
+        return At(x, self.map, parts, models, components, nodes, scenes)
 
     @property
     def sampling(self) -> Quadratures:
         """How the pixels of each node are sampled."""
         return Quadratures(self.groups.parts.oversample, self.rule.layers)
-
-    def scenes(self, at: At) -> Iterator[tuple[Group, Scene]]:
-        """What a pass sees of each group."""
-        for group in self.groups.groups:
-            where = group.where
-            yield group, Scene(where.slow, where.fast, at.panels[where.panel], at.beam, group.rule)
 
     def ln_captured(self, at: At) -> Tensor:
         """ln amplitude (m,) of each reflection where it meets the Ewald sphere of the beam that was read."""
@@ -193,11 +188,11 @@ class Objective:
         """For each group what a pixel's model is linear in (b, 4 + k, p): basis, data, profiles of the nodes."""
         boxes, rows = self.boxes, node_rows(at.nodes)
         explained = torch.cat([boxes.basis.T, (boxes.data - boxes.others)[None]])
-        result = []
-        for group, scene in self.scenes(at):
+        result, scenes = [], iter(at.scenes)
+        for group in self.groups.groups:
             given = group.of(explained).transpose(0, 1)
             if group.reach:
-                given = torch.cat([given, group.of_nodes(box_profiles(rows[:, group.parts], scene))], 1)
+                given = torch.cat([given, group.of_nodes(box_profiles(rows[:, group.parts], next(scenes)))], 1)
             result.append(given)
         return result
 
@@ -314,9 +309,10 @@ class Objective:
         residual = boxes.data - local.background - local.bragg
         # what is linear times the derivatives of each box's pixels, the residual in the data's place
         crossed = torch.zeros(len(boxes), FIRST_NODE + boxes.node.shape[1], n, dtype=x.dtype)
-        by_group = zip(self._derivatives(at, by_x, at_nodes, root), self.reached(local.columns), strict=True)
-        for (group, found, here), columns in by_group:
-            linear = columns * here[:, None]
+        columns = self.groups.of_reached(local.columns)
+        by_group = zip(self._derivatives(at, by_x, at_nodes, root), columns, strict=True)
+        for (group, found, here), X in by_group:
+            linear = X * here[:, None]
             linear[:, DATA] = group.of(residual) * here
             of_sums = found.sums.transpose(1, 2)
             matrix += found.squared(found.sums @ of_sums)
@@ -357,18 +353,12 @@ class Objective:
     ) -> Iterator[tuple[Group, Derivatives, Tensor]]:
         """The same for nodes and their derivatives that are there already."""
         rows, maps = node_rows(at.nodes), node_maps(at.nodes, by_x.nodes)
-        for group, scene in self.scenes(at):
-            if not group.reach:
-                continue
+        for group, scene in zip(self.groups.reached, at.scenes, strict=True):
             places = group.parts
             weights = group.of_parts(at_nodes[group.box, : group.reach])
             follow = None if by_x.rays is None else by_x.rays.of(group.where.panel)
             here = group.of(root)
             yield group, box_derivatives(rows[:, places], maps[:, places], weights, scene, here, follow), here
-
-    def reached(self, columns: list[Tensor]) -> list[Tensor]:
-        """Of the columns of every group those of the groups that nodes reach."""
-        return [X for group, X in zip(self.groups.groups, columns, strict=True) if group.reach]
 
     def jacobian(self, x: Tensor, at_nodes: Tensor) -> Tensor:
         """Derivatives (N, n) of the Bragg part."""

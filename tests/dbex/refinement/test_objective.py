@@ -105,7 +105,8 @@ def test_spots_that_do_not_overlap_are_solved_as_those_that_might(crowded):
     own = objective.boxes.node[:, :1]
     found = []
     for node in (own, torch.cat([own, torch.full_like(own, -1)], 1)):
-        alone = replace(objective, boxes=replace(objective.boxes, node=node)).prepared()
+        boxes = replace(objective.boxes, node=node, reach=torch.ones_like(objective.boxes.reach))
+        alone = replace(objective, boxes=boxes).prepared()
         local = alone.solve_linear(x, variance)
         system = alone.normal_equations(x, variance, local)
         found.append((*free_intensities(Solved(alone, x, np.eye(len(x)), variance, local)), local, system))
