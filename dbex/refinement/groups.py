@@ -21,8 +21,9 @@ from nanobrag_torch.profile import Quadrature
 NODE_PIXELS = 16_384
 #: Rows of a group's linear columns before those of the nodes: the plane's basis and the data.
 DATA, FIRST_NODE = 3, 4
-#: Tiles are filled up to one size as long as so much of them is real.
-PADDING = 0.8
+#: Tiles are filled up to one size as long as so much of them is real, or no more pixels than these are not: a group
+#: costs as much as some hundred pixels.
+MOSTLY_REAL, SPARE = 0.8, 1000
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,12 @@ def in_tiles(boxes: Shoeboxes, whole: Bools) -> Shoeboxes:
 
 def _filled_up(kind: Ints, counts: Ints) -> Ints:
     """The size to which each tile (t,) of so many pixels is filled up: that of the largest of those of its kind that
-    follow, as far as they are mostly real; tiles of a kind are in the order of their size."""
+    follow, as far as these are mostly real; tiles of a kind are in the order of their size."""
     width, first, real = counts.copy(), 0, 0
     kinds, all_counts = kind.tolist(), counts.tolist()
     for last, (mine, count) in enumerate(zip(kinds, all_counts, strict=True)):
-        if last > first and (mine != kinds[first] or real + count < PADDING * (last + 1 - first) * count):
+        size = (last + 1 - first) * count
+        if last > first and (mine != kinds[first] or size - real - count > max((1 - MOSTLY_REAL) * size, SPARE)):
             first, real = last, 0
         width[first : last + 1] = count
         real += count

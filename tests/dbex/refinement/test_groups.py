@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dbex.refinement import groups
-from dbex.refinement.groups import DATA, FIRST_NODE, PADDING, distinct_nodes, in_tiles
+from dbex.refinement.groups import DATA, FIRST_NODE, MOSTLY_REAL, _filled_up, distinct_nodes, in_tiles
 from dbex.refinement.prior import ModelError
 from dbex.refinement.rounds import objective_for, where_lit
 from dbex.refinement.shoeboxes import shoeboxes
@@ -56,7 +56,22 @@ def test_pixels_that_fill_up_a_tile_stand_where_its_first_does_and_count_for_not
             assert torch.equal(array, group.of(of).double())
             assert torch.equal(array[~real], array[:, :1].expand_as(array)[~real])
         assert torch.equal(group.where.panel, boxes.panel[group.box])
-    assert PADDING < float(boxes.real.double().mean()) < 1
+    assert not boxes.real.all()
+
+
+@pytest.mark.parametrize("spare", [0, 100])
+def test_tiles_are_filled_up_to_the_largest_that_is_about_as_large(spare, monkeypatch):
+    monkeypatch.setattr(groups, "SPARE", spare)
+    rng = np.random.default_rng(4)
+    kind = np.sort(rng.integers(3, size=200))
+    counts = np.concatenate([np.sort(rng.integers(1, 300, size=int((kind == k).sum()))) for k in range(3)])
+    width = _filled_up(kind, counts)
+    first = np.flatnonzero((np.diff(width, prepend=0) != 0) | (np.diff(kind, prepend=-1) != 0))
+    for run in np.split(np.arange(200), first[1:]):
+        assert len(set(kind[run])) == 1
+        assert (width[run] == counts[run].max()).all()
+        assert (width - counts)[run].sum() <= max((1 - MOSTLY_REAL) * width[run].sum(), spare)
+    assert 3 < len(first) < 60
 
 
 def test_tiles_are_those_of_the_boxes_as_they_were(fit, long_axis):
