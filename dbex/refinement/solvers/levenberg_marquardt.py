@@ -102,6 +102,9 @@ def minimise(
             if size < LEARNT_BELOW_ESDS:
                 lacking = _learnt(lacking, matrix, step, before - gradient)
             damping, growth = max(LEAST_DAMPING, damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3)), 2.0
+        elif lacking.any():
+            # what was learnt elsewhere misleads here
+            lacking = np.zeros_like(matrix)
         else:
             damping, growth = damping * growth, growth * 2
         if progress is not None:

@@ -98,6 +98,22 @@ def test_the_curvature_of_what_a_model_leaves_is_learnt_near_the_end(monkeypatch
     np.testing.assert_array_equal(learnt.matrix, misfit().normal(learnt.x, misfit().start(learnt.x))[0])
 
 
+def test_what_was_learnt_is_forgotten_where_it_misleads(monkeypatch):
+    """A step that goes uphill is tried again as Gauss-Newton has it, with the damping that there was."""
+    monkeypatch.setattr(levenberg_marquardt, "LEARNT_BELOW_ESDS", 1e9)
+    wrong, calls = np.diag([-0.9, -0.9]), []
+    monkeypatch.setattr(
+        levenberg_marquardt, "_learnt", lambda lacking, matrix, *_: calls.append(matrix) or wrong * np.diag(matrix)
+    )
+    found = minimise(misfit(), np.array([0.7, 0.5]), 200, 1e-3)
+    steps = [(step, after) for step, after in zip(found.history, found.history[1:], strict=False) if not step.accepted]
+    misled = [(step, after) for step, after in steps if after.damping == step.damping]
+    assert misled
+    # Gauss-Newton has another step there
+    assert all(after.step_in_esds < step.step_in_esds for step, after in misled)
+    assert found.converged
+
+
 def test_no_curvature_is_learnt_from_a_gradient_that_grows_along_the_step():
     matrix, step = np.diag([1.0, 4.0]), np.array([0.1, -0.2])
     assert not _learnt(np.eye(2), matrix, step, -step).any()
