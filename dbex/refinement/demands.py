@@ -152,7 +152,8 @@ def asked_of(solved: Solved, groups: tuple[Sequence[str], Sequence[str]] = ASKED
     matrix = normal.matrix - np.diag([0.0] * free + [p.prior**-2 for p in held])
     if not np.isfinite(matrix).all():
         return None
-    appears = np.array([p.name in WIDTHS and wider.value(p.name, x) < 2 * BARELY[p.name] for p in held])
+    value = wider.values(x)
+    appears = np.array([p.name in WIDTHS and value[p.name] < 2 * BARELY[p.name] for p in held])
     score = Score.of(matrix, normal.gradient, free, appears)
     return Asked(asked, held, matrix, normal.gradient, appears, score)
 
