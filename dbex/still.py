@@ -138,6 +138,15 @@ class Still:
     mask_check: MaskCheck | None = None
     d_min_A: float | None = None
 
+    def q_as_read(self, hkl: Ints) -> Floats:
+        """Scattering vectors (n, 3) of reflections hkl (n, 3) under the crystal that was read, 1/Å."""
+        return hkl @ np.asarray(self.experiment.crystal.get_A()).reshape(3, 3).T
+
+    @cached_property
+    def finest_A(self) -> float:
+        """The smallest spacing (Å) among the amplitudes."""
+        return 1 / float(np.linalg.norm(self.q_as_read(self.amplitudes.hkl), axis=1).max())
+
 
 @dataclass(frozen=True)
 class RefinementInputs:

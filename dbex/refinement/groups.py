@@ -23,7 +23,7 @@ NODE_PIXELS = 16_384
 DATA, FIRST_NODE = 3, 4
 #: Tiles are filled up to one size as long as so much of them is real, or no more pixels than these are not: a group
 #: costs as much as some hundred pixels.
-MOSTLY_REAL, SPARE = 0.8, 1000
+MOSTLY_REAL, SPARE = 0.95, 1000
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import (
     K_TAILS,
     Round,
-    finest_listed,
     objective_for,
-    q_of,
     reach_of_spots,
     solved_round,
     with_boxes,
@@ -43,7 +41,7 @@ def limit_from_data(still: Still, found: Round) -> float:
     Every listed reflection that the model puts within `FULL` widths of the Ewald sphere has a box and an intensity of
     its own, without prior.
     """
-    map, x, finest = found.objective.map, found.solution.x, finest_listed(still)
+    map, x, finest = found.objective.map, found.solution.x, still.finest_A
     shapes = [panel.shape for panel in still.detector]
     everything = predict(map.models(torch.as_tensor(x)), still.amplitudes, finest, K_TAILS, shapes)
     chosen = everything.select(with_boxes(still, everything, FULL))
@@ -57,7 +55,7 @@ def limit_from_data(still: Still, found: Round) -> float:
     value, variance = free_intensities(solved)
     known = np.isfinite(value)
     hkl = objective.hkl[objective.boxes.node[:, 0]].numpy()[known]
-    s = np.linalg.norm(q_of(still, hkl), axis=1)
+    s = np.linalg.norm(still.q_as_read(hkl), axis=1)
     return float(np.clip(end_of(s, value[known] / np.sqrt(variance[known]), finest), finest, coarsest))
 
 

@@ -14,14 +14,14 @@ from dbex.refinement.lit import lit_boxes
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.predictions import Predictions, observed_predictions, predict
-from dbex.refinement.prior import ModelError, estimate_model_error, intensity_prior
+from dbex.refinement.prior import ModelError, intensity_prior
 from dbex.refinement.problem import State, StillProblem, huber_weight
 from dbex.refinement.search import Search
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import Shoeboxes, shoeboxes, whole_pixels
 from dbex.refinement.solvers import lbfgs, levenberg_marquardt
 from dbex.refinement.solvers.solution import Solution, Step
-from dbex.refinement.tables import Solved, free_intensities
+from dbex.refinement.tables import Solved, free_intensities, likely_model_error
 from dbex.refinement.uncertainty import curvature
 from dbex.still import Bools, Floats, Ints, Iteration, Still
 from nanobrag_torch.profile import Quadrature
@@ -123,22 +123,12 @@ def resolution_limit(still: Still, settings: Settings) -> float:
     """d_min: as asked, else as the pixels showed, else a little beyond the indexed spots; never beyond the
     amplitudes."""
     wanted = settings.d_min or still.d_min_A or BEYOND_SPOTS * reach_of_spots(still)
-    return max(wanted, finest_listed(still))
-
-
-def finest_listed(still: Still) -> float:
-    """The smallest spacing (Å) among the amplitudes."""
-    return 1 / float(np.linalg.norm(q_of(still, still.amplitudes.hkl), axis=1).max())
+    return max(wanted, still.finest_A)
 
 
 def reach_of_spots(still: Still) -> float:
     """The spacing (Å) that `REACHING` of the indexed spots reach."""
-    return 1 / float(np.quantile(np.linalg.norm(q_of(still, still.observed.hkl), axis=1), REACHING))
-
-
-def q_of(still: Still, hkl: Ints) -> Floats:
-    """Scattering vectors (n, 3) under the model that was read."""
-    return hkl @ np.asarray(still.experiment.crystal.get_A()).reshape(3, 3).T
+    return 1 / float(np.quantile(np.linalg.norm(still.q_as_read(still.observed.hkl), axis=1), REACHING))
 
 
 def objective_for(
@@ -283,10 +273,7 @@ def esds(solution: Solution, objective: Objective) -> Floats:
 
 def fitted_model_error(still: Still, found: Round) -> ModelError:
     """The relative error of F² that the free intensities of this round make most likely."""
-    solved = solved_round(found)
-    value, variance = free_intensities(solved)
-    reflections = found.objective.boxes.reflections[found.objective.boxes.node[:, 0].numpy()]
-    return estimate_model_error(value, variance, still.amplitudes, reflections)
+    return likely_model_error(solved_round(found), still.amplitudes)
 
 
 def solved_round(found: Round) -> Solved:

@@ -7,7 +7,7 @@ import pytest
 
 from dbex.refinement.refine import refine_still, rough_fit
 from dbex.refinement.resolution import MOST_SIGNIFICANT, SIGNIFICANT, end_of, limit_from_data
-from dbex.refinement.rounds import finest_listed, reach_of_spots, resolution_limit
+from dbex.refinement.rounds import reach_of_spots, resolution_limit
 from dbex.refinement.settings import Settings
 from tests.dbex.refinement.closed_form import drawn_still, truth_of
 from tests.tolerances import RESOLUTION_RELATIVE
@@ -59,7 +59,7 @@ def test_the_end_of_a_crystal_that_diffracts_farther_than_its_spots_were_indexed
     assert resolution_limit(short, SETTINGS) > 1.1 * ENDS_A
     found = limit_from_data(short, fit.final)
     assert found == pytest.approx(ENDS_A, rel=RESOLUTION_RELATIVE)
-    assert found > finest_listed(short)
+    assert found > short.finest_A
 
 
 def test_the_rounds_that_follow_go_to_that_end_unless_another_was_asked_for(short):
