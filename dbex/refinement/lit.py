@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dbex.refinement.groups import in_tiles
 from dbex.refinement.objective import Objective
@@ -22,10 +23,13 @@ DARK, WIDER = 1e-3, 1.15
 
 def lit_boxes(objective: Objective, x: Tensor, faint: float = FAINT) -> Shoeboxes:
     """The boxes at x without neighbours that send a box no light worth naming, and each pixel without nodes that would
-    leave it dark even if they were wider."""
+    leave it dark even if they were wider and, the box's own, as bright as noise can make them."""
     boxes, profiles = objective.boxes, all_profiles(objective, x)
     most = boxes.largest(profiles)
-    photons = objective.bright * most
+    told = boxes.sums(profiles[:, 0] ** 2 * objective.weights(objective.first_variance()))
+    noise = torch.where(told > 0, torch.rsqrt(told), torch.zeros_like(told))
+    bright = objective.bright + pad(noise[:, None], (0, most.shape[1] - 1))
+    photons = bright * most
     seen = (boxes.node >= 0) & (photons >= faint)
     seen[:, 0] = True
     # the logarithm of a Gaussian goes with the inverse of its variance

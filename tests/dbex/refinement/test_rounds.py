@@ -8,7 +8,9 @@ import torch
 
 from dbex.errors import BadInput
 from dbex.refinement import rounds
-from dbex.refinement.lit import DARK, FAINT, WIDER, all_profiles, light_left_out, lit_anew
+from dbex.refinement.groups import in_tiles
+from dbex.refinement.intensities import solved_without_prior
+from dbex.refinement.lit import DARK, FAINT, WIDER, all_profiles, light_left_out, lit_anew, lit_boxes
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import (
@@ -88,15 +90,19 @@ def test_faint_neighbours_leave_and_nothing_else_does(crowded):
 
 def light(fit, every, x):
     """Photons (N, k) of the nodes of every pixel's box, were all intensities an sd above their prior's mean in `every`,
-    and the most (N, k) that each sends to a pixel of the box; 0 for those that pixels stand in for."""
+    and that of the own one higher by the esd that the pixels alone would give it; and the most (N, k) that each sends
+    to a pixel of the box; 0 for those that pixels stand in for."""
     place = {name: n for n, name in enumerate(every.boxes.reflections)}
     same = [place[name] for name in fit.boxes.reflections]
-    photons = all_profiles(fit, x) * fit.at_nodes((every.prior.mean + every.prior.sd)[same])[fit.boxes.box]
+    profiles = all_profiles(fit, x)
+    bright = fit.at_nodes((every.prior.mean + every.prior.sd)[same])
+    bright[:, 0] += fit.boxes.sums(profiles[:, 0] ** 2 * fit.boxes.used / fit.first_variance()) ** -0.5
+    photons = profiles * bright[fit.boxes.box]
     return photons * fit.boxes.real[:, None], fit.boxes.largest(photons)[fit.boxes.box]
 
 
 def test_the_light_of_those_that_left_is_faint_in_every_pixel(crowded):
-    """Were all intensities an sd above their prior's mean."""
+    """Were they as bright as they may be."""
     found, dropped, (every, fewer, x) = [], [], crowded
     for fit in (every, fewer):
         order = pixel_order(fit.boxes)
@@ -137,6 +143,26 @@ def test_a_pixel_holds_the_nodes_that_light_it_and_no_more(dim):
         assert (wider[~held] <= DARK * (1 + COMPILED_RELATIVE)).all()
         unlit.append(float((boxes.reach[boxes.real] == 0).double().mean()))
     assert 0.1 < max(unlit) < 0.9
+
+
+def test_a_spot_whose_amplitude_is_nothing_is_lit_as_far_as_noise_can_hide_it(dim):
+    """Its intensity without prior is what it would be if all pixels held it."""
+    every, _, x = dim[1]
+    share = (torch.arange(len(every.prior.mean)) % 2).double()
+    absent = replace(
+        every, prior=replace(every.prior, mean=share * every.prior.mean, sd=every.prior.sd * (share + 1e-9))
+    )
+    boxes = in_tiles(lit_boxes(absent, x), absent.whole)
+    lit = replace(absent, boxes=boxes, weight=torch.ones_like(boxes.data), grouping=None).prepared(x)
+    assert lit.boxes.sums((lit.boxes.reach > 0).double()).min() > 0
+    assert 0.1 < float((lit.boxes.reach[lit.boxes.real] == 0).double().mean()) < 0.9
+    found = []
+    for fit in (absent, lit):
+        variance = fit.first_variance()
+        found.append(solved_without_prior(fit, variance, fit.solve_linear(x, variance)))
+    (value, variance), (again, other) = found
+    assert (np.abs(again - value) < CONVERGED_ESDS * np.sqrt(variance)).all()
+    np.testing.assert_allclose(other, variance, rtol=CONVERGED_ESDS)
 
 
 def test_light_that_pixels_do_not_hold_is_found_and_then_held(dim):
