@@ -135,7 +135,7 @@ def node_maps(at: Nodes, by_x: NodeColumns) -> Tensor:
 @dataclass(frozen=True)
 class RayMap:
     """How the derivatives of boxes follow the sums of their rays: `panel` (boxes, f, n) and `beam` (f, n), and which of
-    the sums these are; no beam where it stays."""
+    the sums these are: those that anything follows, none where panels or beam stay."""
 
     panel: Tensor
     of_panel: Tensor

@@ -1,7 +1,8 @@
 """Which nodes light which pixels: most pixels of a box see its background alone, few the light of neighbours.
 
-A pixel's model holds its box's nodes up to the last that lights it. What is left out is less than the noise by so much
-that no parameter notices: a misfit moves none by more than √Σ (light²/variance) of its esd.
+A pixel's model holds its box's nodes up to the last that lights it, and the own one all over its spot, however faint:
+there its intensity is measured. What is left out is less than the noise by so much that no parameter notices: a misfit
+moves none by more than √Σ (light²/variance) of its esd.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 from dbex.refinement.groups import in_tiles
 from dbex.refinement.objective import Objective
 from dbex.refinement.shoeboxes import Shoeboxes
+from dbex.refinement.summation import FOREGROUND
 
 #: Photons that a neighbour must send to some pixel of a box to be part of its model.
 FAINT = 0.01
@@ -34,6 +36,8 @@ def lit_boxes(objective: Objective, x: Tensor, faint: float = FAINT) -> Shoeboxe
     seen[:, 0] = True
     # the logarithm of a Gaussian goes with the inverse of its variance
     least = most * (DARK / photons) ** WIDER**2
+    # what a spot's own pixels say of it does not hang on how bright it was thought to be
+    least[:, 0] = torch.minimum(least[:, 0], FOREGROUND * most[:, 0])
     return boxes.reached_by(seen, (profiles > least[boxes.box]) & seen[boxes.box])
 
 

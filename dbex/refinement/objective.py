@@ -197,7 +197,7 @@ class Objective:
         return result
 
     def profiles(self, x: Tensor) -> Tensor:
-        """Profiles (N, k) of the nodes of every pixel's box at x, for |F|² = 1."""
+        """Profiles (N, k) of the nodes of every pixel's box at x, for |F|² = 1; 0 of those that do not reach it."""
         return self.profiles_of(self.columns(self.at(x)))
 
     def profiles_of(self, columns: list[Tensor]) -> Tensor:

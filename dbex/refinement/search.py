@@ -62,10 +62,11 @@ def search(still: Still, map: Parametrisation, x: Floats) -> Search:
     best = base
     if moving:
         values, slopes = linearised(start.tobytes())
+        # scipy scales what it is given in place
         found = least_squares(
-            lambda v: linearised(v.tobytes())[0],
+            lambda v: linearised(v.tobytes())[0].copy(),
             start,
-            jac=lambda v: linearised(v.tobytes())[1],
+            jac=lambda v: linearised(v.tobytes())[1].copy(),
             loss="soft_l1",
             # the first step moves residuals by an error, in the mean
             x_scale=np.sqrt(len(values)) / np.linalg.norm(slopes, axis=0),

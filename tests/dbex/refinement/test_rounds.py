@@ -29,6 +29,7 @@ from dbex.refinement.rounds import (
 )
 from dbex.refinement.settings import Settings
 from dbex.refinement.shoeboxes import shoeboxes
+from dbex.refinement.summation import summed
 from dbex.refinement.terms import solved_with
 from dbex.still import OtherLattices
 from tests.dbex.refinement.closed_form import LN_SCALE
@@ -163,6 +164,20 @@ def test_a_spot_whose_amplitude_is_nothing_is_lit_as_far_as_noise_can_hide_it(di
     (value, variance), (again, other) = found
     assert (np.abs(again - value) < CONVERGED_ESDS * np.sqrt(variance)).all()
     np.testing.assert_allclose(other, variance, rtol=CONVERGED_ESDS)
+
+
+def test_a_spot_is_measured_all_over_however_faint_it_was_thought_to_be(dim):
+    """A sum of pixels knows nothing of the list of amplitudes, also where its spot was thought to be dark."""
+    for every, _, x in dim:
+        prior = every.prior
+        dark = lit_anew(replace(every, prior=replace(prior, mean=1e-6 * prior.mean, sd=1e-6 * prior.sd)), x)
+        assert (dark.boxes.reach == 0).any()
+        found = []
+        for fit in (every, replace(dark, prior=prior)):
+            variance = fit.first_variance()
+            found.append(summed(fit, variance, fit.solve_linear(x, variance)))
+        assert np.isfinite(found[0][1]).sum() > 30
+        np.testing.assert_allclose(found[1][1], found[0][1], rtol=COMPILED_RELATIVE)
 
 
 def test_light_that_pixels_do_not_hold_is_found_and_then_held(dim):

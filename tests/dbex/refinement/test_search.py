@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dbex.refinement import search as searching
 from dbex.refinement.rounds import start
 from dbex.refinement.search import search
 from dbex.refinement.settings import Settings
@@ -103,3 +104,23 @@ def test_the_angle_to_the_ewald_sphere_is_a_width_and_not_the_worst_of_the_spots
         replace(still, observed=replace(still.observed, hkl=hkl)), Settings(detector=("distance", "shift"))
     )
     assert spoiled.excitation_deg < 2 * found.excitation_deg
+
+
+def test_residuals_are_the_same_whoever_scaled_those_that_were_told(still, monkeypatch):
+    """scipy divides residuals and derivatives by their robust weights where they are."""
+    map, solve, told = start(still, Settings()), searching.least_squares, []
+
+    def twice(residuals, first, jac, **options):
+        found = solve(residuals, first, jac=jac, **options)
+        for function in (residuals, jac):
+            expected = function(found.x).copy()
+            scaled = function(found.x)
+            scaled *= 0.5
+            told.append((expected, function(found.x)))
+        return found
+
+    monkeypatch.setattr(searching, "least_squares", twice)
+    search(still, map, np.zeros(len(map)))
+    assert len(told) == 2
+    for expected, again in told:
+        np.testing.assert_array_equal(again, expected)
