@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 #: Sizes with which a function is traced: no two alike, none 0 or 1, which would be taken as constant.
-TRACED_SIZES = {"b": 6, "k": 3, "p": 40}
+TRACED_SIZES = {"b": 6, "k": 3, "p": 40, "m": 50}
 
 #: What the compiled functions are made of.
-SOURCES = ("compiling.py", "panel.py", "passes.py", "profile.py")
+SOURCES = ("compiling.py", "node_slopes.py", "panel.py", "passes.py", "profile.py", "rotation.py")
 
 log = logging.getLogger(__name__)
 Shape = tuple[int | str, ...]
@@ -163,9 +163,15 @@ def _package(
 
 def missing() -> list[Compiled]:
     """What is not yet compiled for this machine."""
-    from nanobrag_torch import passes
+    return [function for function in every() if function.missing()]
 
-    return [value for value in vars(passes).values() if isinstance(value, Compiled) and value.missing()]
+
+def every() -> list[Compiled]:
+    """All functions that are compiled."""
+    from nanobrag_torch import node_slopes, passes
+
+    found = [value for module in (passes, node_slopes) for value in vars(module).values()]
+    return [value for value in found if isinstance(value, Compiled)]
 
 
 def build_all() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from nanobrag_torch import compiling, fused, passes
 from nanobrag_torch.compiling import CompilationError, Compiled, compiled
+from nanobrag_torch.node_slopes import CAUSES, PLACE, slope_pass
 from nanobrag_torch.profile import Quadrature
 from tests.tolerances import COMPILED_RELATIVE
 
@@ -76,6 +77,36 @@ def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, rule, monkeyp
         size = expected.abs().amax(-1, keepdim=True)
         assert (size > 0).all()
         assert ((found - expected).abs() < COMPILED_RELATIVE * size).all()
+
+
+def of_nodes(seed, count):
+    """Arguments of the slopes of nodes, on panels that face either way, absorbing or not."""
+    generator = torch.Generator().manual_seed(seed)
+    causes, places, hkl = (
+        torch.rand(n, count, generator=generator, dtype=torch.float64) + 0.1 for n in (CAUSES, PLACE, 3)
+    )
+    places[9] *= (-1.0) ** torch.arange(count)
+    places[12, ::3] = 0
+    places[14] = (places[14] > 0.5).double()
+    return causes, places, hkl
+
+
+@pytest.mark.slow
+def test_compiled_slopes_are_the_plain_ones_on_panels_of_any_kind(monkeypatch):
+    if slope_pass.missing():
+        pytest.skip("slope_pass is not compiled on this machine: make compile")
+    monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
+    for seed, count in enumerate((1, 2, 7, 8, 9, 300)):
+        given = of_nodes(seed, count)
+        found, expected = slope_pass(*given, rule=1), slope_pass.function(*given, rule=1)
+        size = expected.abs().amax(-1, keepdim=True)
+        # among the six numbers of a slope some are 0
+        assert (size > 0).sum() > 0.7 * len(size)
+        assert ((found - expected).abs() <= COMPILED_RELATIVE * size).all()
+
+
+def test_all_that_is_compiled_is_known_to_the_command():
+    assert set(compiling.every()) == {*PASSES, slope_pass}
 
 
 USES_EVERY_PASS = """
