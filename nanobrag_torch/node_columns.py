@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from nanobrag_torch.fused import NodeColumns
-from nanobrag_torch.node_slopes import CAUSES, LN_SLOPES, SLOPES, TWICE, six_of_nine, slope_pass
+from nanobrag_torch.node_slopes import LN_SLOPES, SLOPES, TWICE, node_pass, six_of_nine, slope_pass
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Causes, Nodes, Quadrature, Quadratures, nodes_from
-from nanobrag_torch.spread import Spread
+from nanobrag_torch.profile import Causes, Nodes, Quadrature, Quadratures
 from nanobrag_torch.tensors import as_tensor
 
 
@@ -45,7 +44,10 @@ def part_nodes(
     components: Tensor, component: Tensor, panels: Panels, hkl: Tensor, panel: Tensor, rule: Quadrature | Quadratures
 ) -> Nodes:
     """The nodes hkl (m, 3) on panels (m,), each of the component (m,) whose causes are that row of `components`."""
-    return nodes_from(_causes(components[component]), panels, hkl, panel, rule)
+    causes, places, numbers = _gathered(components, component, panels, hkl, panel, rule)
+    found = node_pass(causes, places, numbers, rule=rule.layers)
+    covariance = found[4:].view(rule.layers, 3, 3, -1).permute(0, 3, 1, 2)
+    return Nodes(found[:3].T.contiguous(), covariance.contiguous(), found[3])
 
 
 def node_columns(
@@ -64,8 +66,8 @@ def node_columns(
     """
     of_components, of_panels = by_x
     n, m = of_components.shape[2], len(hkl)
-    causes, numbers = components.T[:, component], hkl.T.to(components.dtype)
-    slopes = slope_pass(causes, _places(panels, panel, rule), numbers, rule=rule.layers)
+    causes, places, numbers = _gathered(components, component, panels, hkl, panel, rule)
+    slopes = slope_pass(causes, places, numbers, rule=rule.layers)
     of_S, of_ln = slopes[:-LN_SLOPES].view(rule.layers, SLOPES, 6, m), slopes[-LN_SLOPES:]
     of_shared, added = _shared(of_components), _added(of_components)
     if of_panels is not None:
@@ -117,18 +119,14 @@ def _added(by: Tensor) -> Tensor:
     return six_of_nine(by[:, 9:18] + by[:, 27:36], 1)
 
 
-def _places(panels: Panels, panel: Tensor, rule: Quadrature | Quadratures) -> Tensor:
-    """The numbers of the panels of nodes, and how their pixels are sampled (PLACE, m)."""
+def _gathered(
+    components: Tensor, component: Tensor, panels: Panels, hkl: Tensor, panel: Tensor, rule: Quadrature | Quadratures
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What nodes are made of as a pass takes it: causes (CAUSES, m), the numbers of their panels and how their pixels
+    are sampled (PLACE, m), and hkl (3, m)."""
     numbers = (panels.distance, panels.point_spread, panels.pixel_size, panels.thickness, panels.mu)
     rows = torch.stack([*numbers, panels.parallax.to(panels.mu.dtype)])
-    of_panels = torch.cat([panels.fast.T, panels.slow.T, panels.normal.T, rows])[:, panel]
+    of_panels = torch.cat([panels.fast.T, panels.slow.T, panels.normal.T, rows])
     oversample = as_tensor(rule.oversample, rows).expand(1, len(panel))
-    return torch.cat([of_panels, oversample])
-
-
-def _causes(rows: Tensor) -> Causes:
-    """Causes of each of n nodes from its row of numbers."""
-    A, size, rotations, divergence = (rows[:, 9 * i : 9 * i + 9].unflatten(1, (3, 3)) for i in range(4))
-    radial, wavelength, b_factor, ln_scale = rows[:, 42:CAUSES].unbind(1)
-    spread = Spread(size, rotations, divergence, radial)
-    return Causes(A, spread, rows[:, 36:39], rows[:, 39:42], wavelength, b_factor, ln_scale)
+    places = torch.cat([of_panels[:, panel], oversample])
+    return components.T[:, component], places, hkl.T.to(rows.dtype)

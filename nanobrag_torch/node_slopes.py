@@ -1,4 +1,4 @@
-"""How the covariance of a node follows from what it is made of, written out; tests prove it against autograd.
+"""The passes over nodes: what they are, and how they follow what they are made of; tests prove it against autograd.
 
 With t = q + s0/λ, s1 = t/|t|, P = 1 - s1 s1ᵀ, c = s1.n and σ = |c/D|/λ, what a panel adds to S is (docs/physics.md,
 section 3)
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from nanobrag_torch.compiling import compiled
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Quadratures, crossing, pixel_variance, sensor_layers
+from nanobrag_torch.profile import Causes, Quadratures, crossing, nodes_from, pixel_variance, sensor_layers
 from nanobrag_torch.rotation import cross_matrix
+from nanobrag_torch.spread import Spread
 
 #: Pairs of axes in the order of the six numbers of a symmetric matrix, and how often each stands in the nine.
 SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -59,6 +60,15 @@ def _upper(matrix: Tensor, dim: int) -> Tensor:
 def _both(H: Tensor) -> Tensor:
     """The six numbers (k, 6, m) of H + Hᵀ for H (k, 3, 3, m)."""
     return _upper(H + H.transpose(1, 2), 1)
+
+
+@compiled({1: ((CAUSES, "m"), (PLACE, "m"), (3, "m"))})
+def node_pass(causes: Tensor, places: Tensor, hkl: Tensor, *, rule: int) -> Tensor:
+    """q, ln of the amplitude and the covariances (4 + layers · 9, m) of nodes hkl (3, m) from the numbers of their
+    causes and panels, in `rule` layers of the sensor. Units are those of `Nodes`: 1/Å, 1/Å²."""
+    panels, oversample = _of_places(places)
+    at = nodes_from(_causes(causes.T), panels, hkl.T, ..., Quadratures(oversample, rule))
+    return torch.cat([at.q.T, at.ln_amplitude[None], at.covariance.permute(0, 2, 3, 1).flatten(0, 2)])
 
 
 @compiled({1: ((CAUSES, "m"), (PLACE, "m"), (3, "m"))})
@@ -118,8 +128,8 @@ def _of_layers(
     w = sigma * lean
     projector = torch.eye(3, dtype=t.dtype, device=t.device)[..., None] - _outer(s1, s1)
     by_point_spread = point_spread * _outer(w[:2], w[:2]).sum(0)
-    panels = _sensor(places)
-    edge = pixel_variance(panels, ..., Quadratures(places[15], layers))
+    panels, oversample = _of_places(places)
+    edge = pixel_variance(panels, ..., Quadratures(oversample, layers))
     result = []
     for layer in sensor_layers(panels, layers):
         crossed = crossing(panels, layer, ..., torch.abs(cosine))
@@ -137,8 +147,17 @@ def _of_layers(
     return result
 
 
-def _sensor(places: Tensor) -> Panels:
-    """What is known of the panels of nodes from the numbers of their places."""
+def _of_places(places: Tensor) -> tuple[Panels, Tensor]:
+    """What is known of the panels of nodes, arranged as they are, and how their pixels are sampled (m,)."""
     fast, slow, normal = places[:9].unflatten(0, (3, 3)).transpose(1, 2).unbind()
-    distance, point_spread, pixel_size, thickness, mu, parallax = places[9:15].unbind()
-    return Panels(fast, slow, normal, distance, normal, pixel_size, thickness, mu, point_spread, parallax > 0)
+    distance, point_spread, pixel_size, thickness, mu, parallax, oversample = places[9:].unbind()
+    panels = Panels(fast, slow, normal, distance, normal, pixel_size, thickness, mu, point_spread, parallax > 0)
+    return panels, oversample
+
+
+def _causes(rows: Tensor) -> Causes:
+    """Causes of each of n nodes from its row of numbers."""
+    A, size, rotations, divergence = (rows[:, 9 * i : 9 * i + 9].unflatten(1, (3, 3)) for i in range(4))
+    radial, wavelength, b_factor, ln_scale = rows[:, 42:CAUSES].unbind(1)
+    spread = Spread(size, rotations, divergence, radial)
+    return Causes(A, spread, rows[:, 36:39], rows[:, 39:42], wavelength, b_factor, ln_scale)
