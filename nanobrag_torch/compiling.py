@@ -25,10 +25,19 @@ import torch
 from torch import Tensor
 
 #: Sizes with which a function is traced: no two alike, none 0 or 1, which would be taken as constant.
-TRACED_SIZES = {"b": 6, "k": 3, "p": 40}
+TRACED_SIZES = {"b": 6, "k": 3, "p": 40, "m": 50}
 
 #: What the compiled functions are made of.
-SOURCES = ("compiling.py", "panel.py", "passes.py", "profile.py")
+SOURCES = (
+    "compiling.py",
+    "node_slopes.py",
+    "panel.py",
+    "passes.py",
+    "profile.py",
+    "rotation.py",
+    "spread.py",
+    "tensors.py",
+)
 
 log = logging.getLogger(__name__)
 Shape = tuple[int | str, ...]
@@ -68,6 +77,9 @@ class Compiled:
         return torch.as_tensor(found)
 
     def _can(self, tensors: tuple[Tensor, ...]) -> bool:
+        if torch._C._are_functorch_transforms_active():
+            # tensors of torch.func's transformations hold no numbers
+            return False
         differentiated = torch.is_grad_enabled()
         for t in tensors:
             if t.dtype != torch.float64 or not t.is_cpu or (differentiated and t.requires_grad):
@@ -146,7 +158,7 @@ def _package(
     function: Callable[..., Tensor], shapes: tuple[Shape, ...], rule: Any, tensors: tuple[Tensor, ...], file: Path
 ) -> str:
     from torch._inductor import aoti_compile_and_package
-    from torch.export import Dim, export
+    from torch.export import Dim, default_decompositions, export
 
     class Module(torch.nn.Module):
         def forward(self, *arguments: Tensor) -> Tensor:
@@ -157,15 +169,25 @@ def _package(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own internals
         program = export(Module(), tensors, dynamic_shapes=(dynamic,))
+        # products of small matrices, one for each node, are part of a loop over the nodes
+        decompositions = default_decompositions()
+        decompositions[torch.ops.aten.bmm.default] = lambda a, b: (a[..., None] * b[:, None]).sum(2)
+        program = program.run_decompositions(decompositions)
         options = {"cpp.dynamic_threads": True}
         return str(aoti_compile_and_package(program, package_path=str(file), inductor_configs=options))
 
 
 def missing() -> list[Compiled]:
     """What is not yet compiled for this machine."""
-    from nanobrag_torch import passes
+    return [function for function in every() if function.missing()]
 
-    return [value for value in vars(passes).values() if isinstance(value, Compiled) and value.missing()]
+
+def every() -> list[Compiled]:
+    """All functions that are compiled."""
+    from nanobrag_torch import node_slopes, passes
+
+    found = [value for module in (passes, node_slopes) for value in vars(module).values()]
+    return [value for value in found if isinstance(value, Compiled)]
 
 
 def build_all() -> None:

@@ -1,50 +1,44 @@
-"""How the covariance of a node follows from what it is made of, written out; tests prove it against autograd.
+"""The passes over nodes: what they are, and how they follow what they are made of; tests prove it against autograd.
 
-With t = q + s0/λ, s1 = t/|t|, c = s1.n and R = |D/c|, what a panel adds to S is (docs/physics.md, section 3)
+With t = q + s0/λ, s1 = t/|t|, P = 1 - s1 s1ᵀ, c = s1.n and σ = |c/D|/λ, what a panel adds to S is (docs/physics.md,
+section 3)
 
-    Σ_a k_a w_a w_aᵀ,    w_a = (a - (a.s1) s1)/(λ R),    a = fast, slow, normal
+    Sₚ = Σ_a k_a w_a w_aᵀ,    w_a = σ P a,    a = fast, slow, normal
 
-with k the variances of a pixel's edges and of the depth of absorption, which follows |c|. A symmetric matrix is six
-numbers in the order of SIX.
+with k the variances of a pixel's edges and of the depth of absorption, which follows |c|. Every slope is H + Hᵀ: what
+is found is H (..., 3, 3, m), nodes last, so that a compiler makes loops over the nodes of it (compiling.py). A
+symmetric matrix is six numbers in the order of SIX.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from nanobrag_torch.compiling import compiled
 from nanobrag_torch.panel import Panels
-from nanobrag_torch.profile import Causes, Layer, Quadrature, Quadratures, crossing, pixel_variance, sensor_layers
+from nanobrag_torch.profile import Causes, Quadratures, crossing, nodes_from, pixel_variance, sensor_layers
 from nanobrag_torch.rotation import cross_matrix
-from nanobrag_torch.spread import outer
-from nanobrag_torch.tensors import as_tensor
+from nanobrag_torch.spread import Spread
 
 #: Pairs of axes in the order of the six numbers of a symmetric matrix, and how often each stands in the nine.
 SIX = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 TWICE = (1.0, 2.0, 2.0, 1.0, 2.0, 1.0)
-
-
-@dataclass(frozen=True)
-class NodeSlopes:
-    """Derivatives of the six numbers of S (layers, m, 6, ...): by q (3); and by what is shared (22), the rotations' six
-    numbers, the radial variance, the wavelength and s0, then fast, slow, normal, distance and point spread of the
-    panel. Those by the covariances of size and divergence are 1."""
-
-    q: Tensor
-    shared: Tensor
+#: Numbers of a node's causes and of its panel, and of these those that S follows, and ln of the amplitude, but for what
+#: is added to S or to the ln as it is.
+CAUSES, PLACE = 46, 16
+SLOPES, LN_SLOPES = 34, 13
 
 
 @cache
-def _places(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and place among the nine (6,) of the six numbers of a symmetric matrix."""
-    rows, columns = (torch.as_tensor(axis, device=device) for axis in zip(*SIX, strict=True))
-    return rows, columns, 3 * rows + columns
+def _places(device: torch.device) -> Tensor:
+    """Place among the nine (6,) of the six numbers of a symmetric matrix."""
+    return torch.as_tensor([3 * row + column for row, column in SIX], device=device)
 
 
 def six_of_nine(numbers: Tensor, dim: int = -1) -> Tensor:
     """The six numbers of symmetric matrices whose nine are along that axis."""
-    return numbers.index_select(dim, _places(numbers.device)[2])
+    return numbers.index_select(dim, _places(numbers.device))
 
 
 def six(matrix: Tensor) -> Tensor:
@@ -52,99 +46,118 @@ def six(matrix: Tensor) -> Tensor:
     return six_of_nine(matrix.flatten(-2))
 
 
-def node_slopes(of: Causes, panels: Panels, q: Tensor, rule: Quadrature | Quadratures) -> NodeSlopes:
-    """The slopes of nodes at q (m, 3), whose causes and panels are arranged as they are."""
-    # every slope is H + Hᵀ: rows of H, nine numbers each, are brought to the six together
-    foot = _foot(of, panels, q)
-    edge = pixel_variance(panels, ..., rule)
-    by_rotations, by_radial, spread_by_q = _spread(of, q)
-    wavelength = of.wavelength[:, None, None]
-    layers = []
-    for layer in sensor_layers(panels, rule.layers):
-        by_s1, by_ln_scale, of_panel = _layer(foot, panels, edge, layer)
-        by_toward = foot.across @ by_s1
-        by_s0 = by_toward / wavelength
-        by_wavelength = -(of.s0[:, None] @ by_s0 + by_ln_scale) / wavelength
-        by_q = spread_by_q + by_toward
-        rows = torch.cat([by_q, by_rotations, by_radial, by_wavelength, by_s0, of_panel], 1)
-        layers.append(rows @ _both_ways(q.dtype, q.device))
-    return NodeSlopes(*torch.stack(layers).transpose(-1, -2).split((3, 22), -1))
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ (..., 3, 3, m)."""
+    return a[..., :, None, :] * b[..., None, :, :]
 
 
-@cache
-def _both_ways(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What takes the nine numbers of H to the six of H + Hᵀ (9, 6)."""
-    each = torch.eye(9, dtype=dtype, device=device).view(9, 3, 3)
-    return six(each + each.transpose(1, 2))
+def _upper(matrix: Tensor, dim: int) -> Tensor:
+    """Of two axes of three that begin at `dim` the six on and above the diagonal."""
+    rows = (matrix.select(dim, i).narrow(dim, i, 3 - i) for i in range(3))
+    return torch.cat(list(rows), dim)
 
 
-@cache
-def _levers(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The three matrices [e]x (3, 3, 3) of the axes e."""
-    return cross_matrix(torch.eye(3, dtype=dtype, device=device))
+def _both(H: Tensor) -> Tensor:
+    """The six numbers (k, 6, m) of H + Hᵀ for H (k, 3, 3, m)."""
+    return _upper(H + H.transpose(1, 2), 1)
 
 
-@dataclass(frozen=True)
-class _Foot:
-    """Where nodes meet their panels: s1 (m, 3), (1 - s1 s1ᵀ)/|t| (m, 3, 3), c, 1/(λ R) and |t| (m,), the panels' axes a
-    and w (m, 3, 3), a row each, and a.s1 (m, 3)."""
-
-    s1: Tensor
-    across: Tensor
-    cosine: Tensor
-    scale: Tensor
-    length: Tensor
-    axes: Tensor
-    along: Tensor
-    w: Tensor
+@compiled({1: ((CAUSES, "m"), (PLACE, "m"), (3, "m"))})
+def node_pass(causes: Tensor, places: Tensor, hkl: Tensor, *, rule: int) -> Tensor:
+    """q, ln of the amplitude and the covariances (4 + layers · 9, m) of nodes hkl (3, m) from the numbers of their
+    causes and panels, in `rule` layers of the sensor. Units are those of `Nodes`: 1/Å, 1/Å²."""
+    panels, oversample = _of_places(places)
+    at = nodes_from(_causes(causes.T), panels, hkl.T, ..., Quadratures(oversample, rule))
+    return torch.cat([at.q.T, at.ln_amplitude[None], at.covariance.permute(0, 2, 3, 1).flatten(0, 2)])
 
 
-def _foot(of: Causes, panels: Panels, q: Tensor) -> _Foot:
-    toward = q + of.s0 / of.wavelength[:, None]
-    length = torch.linalg.vector_norm(toward, dim=-1)
-    s1 = toward / length[:, None]
-    across = (torch.eye(3, dtype=q.dtype, device=q.device) - outer(s1)) / length[:, None, None]
-    axes = torch.stack([panels.fast, panels.slow, panels.normal], 1)
-    along = (axes @ s1[..., None]).squeeze(-1)
-    cosine = along[:, 2]
-    scale = torch.abs(cosine / panels.distance) / of.wavelength
-    w = (axes - along[..., None] * s1[:, None]) * scale[:, None, None]
-    return _Foot(s1, across, cosine, scale, length, axes, along, w)
+@compiled({1: ((CAUSES, "m"), (PLACE, "m"), (3, "m"))})
+def slope_pass(causes: Tensor, places: Tensor, hkl: Tensor, *, rule: int) -> Tensor:
+    """The slopes (layers · SLOPES · 6 + LN_SLOPES, m) of nodes hkl (3, m) by the numbers of their causes and panels.
+
+    First those of the six numbers of S, for each of `rule` layers of the sensor (layers, SLOPES, 6, m): by s0, the
+    offset, A (9), the rotations' six numbers, an off-diagonal one counted twice, the radial variance, the wavelength,
+    and distance, point spread, fast, slow and normal of the panel; then those of ln of the amplitude by the offset,
+    A and B. Units are those of the numbers: 1/Å, Å, mm, rad².
+    """
+    A, s0, wavelength = causes[:9].unflatten(0, (3, 3)), causes[36:39], causes[43]
+    h = hkl + causes[39:42]
+    q = (A * h).sum(1)
+    by_rotations, by_radial, spread_by_q = _of_crystal(q, causes[18:27].unflatten(0, (3, 3)), causes[42])
+    parts: list[Tensor] = []
+    for S, by_t, by_distance, by_axes in _of_layers(q + s0 / wavelength, wavelength, places, rule):
+        by_s0 = by_t / wavelength
+        by_wavelength = -((s0[:, None, None] * by_s0).sum(0) + S) / wavelength
+        by_q = _both(spread_by_q + by_t)
+        by_offset = (A[:, :, None] * by_q[:, None]).sum(0)
+        by_A = (by_q[:, None] * h[:, None]).flatten(0, 1)
+        numbers = torch.stack([by_radial, by_wavelength, *by_distance])
+        parts += [_both(by_s0), by_offset, by_A, by_rotations, _both(numbers), _both(by_axes)]
+    # the ln is -B q²/2
+    pull = -causes[44] * q
+    of_ln = [(A * pull[:, None]).sum(0), _outer(pull, h).flatten(0, 1), -0.5 * (q * q).sum(0)[None]]
+    return torch.cat([*(part.flatten(0, 1) for part in parts), *of_ln])
 
 
-def _spread(of: Causes, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes of what crystal and beam add: by the rotations (m, 6, 9), the radial variance (m, 1, 9) and q (m, 3, 9),
-    a row of H for what they are by."""
-    lever = cross_matrix(q)
-    arms = lever.transpose(1, 2)
-    rows, columns, _ = _places(q.device)
-    first = arms.index_select(1, rows) * (0.5 * as_tensor(TWICE, q))[:, None]
-    by_rotations = first[..., None] * arms.index_select(1, columns)[:, :, None]
-    by_q = _levers(q.dtype, q.device) @ (of.spread.rotations @ arms)[:, None]
-    # radial e qᵀ, e the axes
-    by_q = by_q + torch.diag_embed((of.spread.radial[:, None] * q)[..., None].expand(-1, -1, 3), dim1=1, dim2=2)
-    return by_rotations.flatten(2), 0.5 * outer(q).flatten(1)[:, None], by_q.flatten(2)
+def _of_crystal(q: Tensor, rotations: Tensor, radial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes of what crystal and beam add, [q]x M [q]xᵀ + r q qᵀ: the six numbers of those by M (6, 6, m), H of those
+    by r (3, 3, m) and by q (3, 3, 3, m)."""
+    axes = torch.eye(3, dtype=q.dtype, device=q.device)
+    turns = cross_matrix(axes)[..., None]
+    lever = (turns * q[:, None, None]).sum(0)
+    # columns and rows of [q]x are the same but for the sign
+    arms = _outer(lever[:, None], lever[None])
+    by_rotations = _upper(_upper(0.5 * (arms + arms.transpose(2, 3)), 2), 0)
+    turned = (rotations[:, None] * lever).sum(2)
+    by_q = (turns[..., None] * turned).sum(2)
+    return by_rotations, 0.5 * _outer(q, q), by_q + axes[..., None, None] * (radial * q)
 
 
-def _layer(foot: _Foot, panels: Panels, edge: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes of what the panel adds by way of one layer of its sensor: by s1 (m, 3, 9), by ln of 1/(λ R) (m, 1, 9) and
-    by the panel (m, 11, 9), a row of H for what they are by."""
-    crossed = crossing(panels, layer, ..., torch.abs(foot.cosine))
-    weighed = torch.stack([edge, edge, crossed.variance()], 1)[..., None] * foot.w
-    by_ln_scale = (weighed.transpose(1, 2) @ foot.w).flatten(1)[:, None]
-    by_depth = 0.5 * crossed.variance_slope()[:, None] * outer(foot.w[:, 2]).flatten(1)
-    by_cosine = (by_ln_scale + by_depth[:, None]) / foot.cosine[:, None, None]
-    # w_a follows s1 by -(a_k s1 + (a.s1) e_k)/(λ R), and a by (1 - s1 s1ᵀ)/(λ R)
-    scale = foot.scale[:, None, None]
-    together = scale * (foot.axes.transpose(1, 2) @ weighed)
-    lean = scale * (foot.along[:, None] @ weighed)
-    by_s1 = together[..., None] * foot.s1[:, None, None]
-    by_s1 = by_s1 + torch.diag_embed(lean.transpose(1, 2).expand(-1, -1, 3), dim1=1, dim2=2)
-    by_s1 = foot.axes[:, 2, :, None] * by_cosine - by_s1.flatten(2)
-    turn = (scale * foot.length[:, None, None]) * foot.across
-    by_axes = (turn[:, None, :, :, None] * weighed[:, :, None, None]).flatten(1, 2).flatten(2)
-    by_axes[:, 6:] += foot.s1[..., None] * by_cosine
-    by_distance = -by_ln_scale / panels.distance[:, None, None]
-    edges = foot.w[:, :2]
-    by_point_spread = panels.point_spread[:, None, None] * (edges.transpose(1, 2) @ edges)
-    return by_s1, by_ln_scale, torch.cat([by_axes, by_distance, by_point_spread.flatten(1)[:, None]], 1)
+def _of_layers(
+    t: Tensor, wavelength: Tensor, places: Tensor, layers: int
+) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]]:
+    """For each layer of the sensor what the panel adds (3, 3, m), which is H of its slope by ln σ, and H of those by t
+    (3, 3, 3, m), by distance and point spread, and by the axes (9, 3, 3, m)."""
+    axes, distance, point_spread = places[:9].unflatten(0, (3, 3)), places[9], places[10]
+    per_length = torch.rsqrt((t * t).sum(0))
+    s1 = per_length * t
+    along = (axes * s1).sum(1)
+    cosine = along[2]
+    sigma = torch.abs(cosine / distance) / wavelength
+    lean = axes - _outer(along, s1)
+    w = sigma * lean
+    projector = torch.eye(3, dtype=t.dtype, device=t.device)[..., None] - _outer(s1, s1)
+    by_point_spread = point_spread * _outer(w[:2], w[:2]).sum(0)
+    panels, oversample = _of_places(places)
+    edge = pixel_variance(panels, ..., Quadratures(oversample, layers))
+    result = []
+    for layer in sensor_layers(panels, layers):
+        crossed = crossing(panels, layer, ..., torch.abs(cosine))
+        weighed = torch.stack([edge, edge, crossed.variance()])[:, None] * w
+        S = _outer(weighed, w).sum(0)
+        by_cosine = (S + 0.5 * crossed.variance_slope() * _outer(w[2], w[2])) / cosine
+        # s1 follows t by P/|t|, and P a is w/σ
+        force = -sigma * per_length * (along[:, None] * weighed).sum(0)
+        by_t = _outer((-per_length * s1)[None], S) + _outer(force[None], projector)
+        by_t = by_t + (per_length * lean[2])[:, None, None] * by_cosine
+        by_axes = _outer(weighed[:, None], (sigma * projector)[None])
+        by_normal = by_axes[2] + s1[:, None, None] * by_cosine
+        by_distance = -S / distance
+        result.append((S, by_t, (by_distance, by_point_spread), torch.cat([by_axes[0], by_axes[1], by_normal])))
+    return result
+
+
+def _of_places(places: Tensor) -> tuple[Panels, Tensor]:
+    """What is known of the panels of nodes, arranged as they are, and how their pixels are sampled (m,)."""
+    fast, slow, normal = places[:9].unflatten(0, (3, 3)).transpose(1, 2).unbind()
+    distance, point_spread, pixel_size, thickness, mu, parallax, oversample = places[9:].unbind()
+    panels = Panels(fast, slow, normal, distance, normal, pixel_size, thickness, mu, point_spread, parallax > 0)
+    return panels, oversample
+
+
+def _causes(rows: Tensor) -> Causes:
+    """Causes of each of n nodes from its row of numbers."""
+    A, size, rotations, divergence = (rows[:, 9 * i : 9 * i + 9].unflatten(1, (3, 3)) for i in range(4))
+    radial, wavelength, b_factor, ln_scale = rows[:, 42:CAUSES].unbind(1)
+    spread = Spread(size, rotations, divergence, radial)
+    return Causes(A, spread, rows[:, 36:39], rows[:, 39:42], wavelength, b_factor, ln_scale)

@@ -99,6 +99,7 @@ HARMLESS_CUTS = {
     ("nanobrag_torch.mosaic", "drawn_axes", "torch.tensor"): "deviates of a seed, which nothing is refined through",
     ("nanobrag_torch.mosaic", "seeded_rotations", "torch.tensor"): "a spread that is a float, as nanoBragg's is",
     ("nanobrag_torch.node_columns", "node_columns", ".tolist"): "how many nodes each component has",
+    ("nanobrag_torch.node_columns", "_followed", ".tolist"): "places of numbers that nothing moves",
     (
         "nanobrag_torch.recompute",
         "_Anew.backward",

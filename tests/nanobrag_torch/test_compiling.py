@@ -11,6 +11,7 @@ import torch
 
 from nanobrag_torch import compiling, fused, passes
 from nanobrag_torch.compiling import CompilationError, Compiled, compiled
+from nanobrag_torch.node_slopes import CAUSES, PLACE, node_pass, slope_pass
 from nanobrag_torch.profile import Quadrature
 from tests.tolerances import COMPILED_RELATIVE
 
@@ -78,13 +79,46 @@ def test_compiled_sums_are_the_plain_ones_on_boxes_of_any_kind(of, rule, monkeyp
         assert ((found - expected).abs() < COMPILED_RELATIVE * size).all()
 
 
+def of_nodes(seed, count):
+    """Arguments of the passes over nodes, on panels that face either way, absorbing or not."""
+    generator = torch.Generator().manual_seed(seed)
+    causes, places, hkl = (
+        torch.rand(n, count, generator=generator, dtype=torch.float64) + 0.1 for n in (CAUSES, PLACE, 3)
+    )
+    places[9] *= (-1.0) ** torch.arange(count)
+    places[12, ::3] = 0
+    places[14] = (places[14] > 0.5).double()
+    return causes, places, hkl
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [node_pass, slope_pass], ids=lambda of: of.name)
+def test_compiled_nodes_and_slopes_are_the_plain_ones_on_panels_of_any_kind(of, monkeypatch):
+    if of.missing():
+        pytest.skip(f"{of.name} is not compiled on this machine: make compile")
+    monkeypatch.delenv("NANOBRAGG_DISABLE_COMPILE", raising=False)
+    for seed, count in enumerate((1, 2, 7, 8, 9, 300)):
+        given = of_nodes(seed, count)
+        found, expected = of(*given, rule=1), of.function(*given, rule=1)
+        size = expected.abs().amax(-1, keepdim=True)
+        # among the six numbers of a slope some are 0
+        assert (size > 0).sum() > 0.7 * len(size)
+        assert ((found - expected).abs() <= COMPILED_RELATIVE * size).all()
+
+
+def test_all_that_is_compiled_is_known_to_the_command():
+    assert set(compiling.every()) == {*PASSES, node_pass, slope_pass}
+
+
 USES_EVERY_PASS = """
 import os
 import signal
-from tests.nanobrag_torch.test_compiling import CASES, arguments
+from tests.nanobrag_torch.test_compiling import CASES, arguments, node_pass, of_nodes, slope_pass
 for of, rule in CASES:
     assert of.package(rule).exists()
     of(*arguments(of, rule, 1), rule=rule)
+for of in (node_pass, slope_pass):
+    of(*of_nodes(1, 5), rule=1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -134,7 +168,7 @@ def test_a_function_is_compiled_when_asked_and_not_before(doubled):
 
 
 def plain_only(twice, called):
-    """Single precision, other rules and what is differentiated go to the plain function."""
+    """Single precision, other rules, what is differentiated and what torch.func transforms go to the plain function."""
     x = torch.rand(3, 4, dtype=torch.float64)
     assert twice(x.float(), rule=2.0).dtype == torch.float32
     assert torch.equal(twice(x, rule=3.0), 3 * x)
@@ -142,10 +176,12 @@ def plain_only(twice, called):
     twice(x, rule=2.0).sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 2.0))
     assert called == [2.0, 3.0, 2.0]
+    of_func = torch.func.vmap(lambda row: twice(row[None], rule=2.0))(x.detach())
+    assert torch.equal(of_func, 2 * x.detach()[:, None])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("NANOBRAGG_DISABLE_COMPILE", "1")
         twice(x.detach(), rule=2.0)
-    assert len(called) == 4
+    assert len(called) == 5
 
 
 def test_what_cannot_be_compiled_is_said_in_a_sentence(doubled, monkeypatch):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanobrag_torch.node_columns import CAUSES, cause_rows, node_columns, part_nodes, place_rows
-from nanobrag_torch.node_slopes import six
+from nanobrag_torch.node_columns import cause_rows, node_columns, part_nodes, place_rows
+from nanobrag_torch.node_slopes import CAUSES, six
 from nanobrag_torch.panel import stack_panels
 from nanobrag_torch.profile import Quadrature, causes
 from tests import tolerances
