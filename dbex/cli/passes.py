@@ -5,7 +5,7 @@ from dbex.errors import BadInput
 from nanobrag_torch import compiling
 
 #: CPU seconds: of compiling all passes, and what they save on a still of 36,000 pixels (benchmarks, docs/performance).
-COMPILING_S, SAVED_S = 140.0, 1.0
+COMPILING_S, SAVED_S = 200.0, 0.6
 
 
 def prepare(choice: str, stills: int, log: Log) -> None:
