@@ -21,6 +21,8 @@ from dbex.refinement.summation import FOREGROUND
 FAINT = 0.01
 #: And to a pixel, were its light so much wider than it is: the model may grow and move while the boxes stay.
 DARK, WIDER = 1e-3, 1.15
+#: A fit whose pixels do not hold so much of its light, which moves χ² by about as much, is solved again with it.
+LEFT_OUT = 1.0
 
 
 def lit_boxes(objective: Objective, x: Tensor, faint: float = FAINT) -> Shoeboxes:

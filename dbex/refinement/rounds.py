@@ -10,7 +10,7 @@ import torch
 from dbex.errors import BadInput
 from dbex.models import free_cell_parameters
 from dbex.refinement.groups import in_tiles
-from dbex.refinement.lit import lit_boxes
+from dbex.refinement.lit import LEFT_OUT, light_left_out, lit_anew, lit_boxes
 from dbex.refinement.objective import Objective
 from dbex.refinement.parameters import Parameter, Parametrisation, parametrisation
 from dbex.refinement.predictions import Predictions, observed_predictions, predict
@@ -211,6 +211,10 @@ def all_predicted(
         objective = objective_of(still, map, x, (everything, chosen), model_error)
         show = printer(f"all predicted, round {number + 1}", objective, report)
         solution = solve(StillProblem(objective), x, settings.max_iterations, rough, show)
+        at, state = torch.as_tensor(solution.x), solution.state
+        if light_left_out(objective, at, state.local.intensity, state.variance) > LEFT_OUT:
+            objective = lit_anew(objective, at)
+            solution = solve(StillProblem(objective), solution.x, settings.max_iterations, rough, show)
         x, found = solution.x, Round(objective, solution, chosen, model_error, still)
         if settings.model_error is None:
             model_error = fitted_model_error(still, found)

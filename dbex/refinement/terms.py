@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dbex.refinement.demands import Promises, promises
-from dbex.refinement.lit import light_left_out, lit_anew
+from dbex.refinement.lit import LEFT_OUT, light_left_out, lit_anew
 from dbex.refinement.parameters import Parametrisation, parametrisation
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import ROUGH_ESDS, SOLVE, Progress, Round, as_minimised, cell_of, printer
@@ -34,8 +34,6 @@ TRIAL_ITERATIONS = 9
 HOPE = 0.5
 #: A beginning whose merit is so many times that of the model is not the foot of a parabola that leads below it.
 FAR_OFF = 3.0
-#: A trial whose pixels do not hold so much of its light, which moves χ² by about as much, is solved again with it.
-LEFT_OUT = 1.0
 #: Fringes show only where the size of the blocks makes up this part of a node's variance; elsewhere they are blurred.
 LEAST_SIZE_SHARE = 0.1
 #: What flat faces stand in for: whichever of them was tried first, the better description stays.

@@ -10,7 +10,7 @@ from dbex.errors import BadInput
 from dbex.refinement import rounds
 from dbex.refinement.groups import in_tiles
 from dbex.refinement.intensities import solved_without_prior
-from dbex.refinement.lit import DARK, FAINT, WIDER, all_profiles, light_left_out, lit_anew, lit_boxes
+from dbex.refinement.lit import DARK, FAINT, LEFT_OUT, WIDER, all_profiles, light_left_out, lit_anew, lit_boxes
 from dbex.refinement.prior import ModelError
 from dbex.refinement.problem import StillProblem
 from dbex.refinement.rounds import (
@@ -210,6 +210,23 @@ def test_the_solution_does_not_move_by_what_a_solver_leaves(crowded):
     assert (np.abs(steps[0]) > 10 * CONVERGED_ESDS * widths[0]).any()
     assert (np.abs(steps[1] - steps[0]) < CONVERGED_ESDS * widths[0]).all()
     np.testing.assert_allclose(widths[1], widths[0], rtol=CONVERGED_ESDS)
+
+
+def test_a_round_that_comes_to_light_dark_pixels_goes_on_with_them(ended, monkeypatch):
+    """From blocks five times as large, whose spots are narrow, in one round."""
+    still, settings, found = ended
+    narrow = found.solution.x.copy()
+    narrow[found.objective.map.place("domain_size")] += np.log(5.0)
+    anew, before = [], rounds.lit_anew
+    monkeypatch.setattr(rounds, "lit_anew", lambda *given: anew.append(given) or before(*given))
+    ending = all_predicted(still, found.objective.map, narrow, settings, quiet, 1, ROUGHLY_ESDS)
+    assert len(anew) == 1
+    state, x = ending.state, torch.as_tensor(ending.solution.x)
+    left_out = [
+        light_left_out(fit, x, state.local.intensity, variance)
+        for fit, variance in ((anew[0][0], anew[0][0].first_variance()), (ending.objective, state.variance))
+    ]
+    assert left_out[0] > LEFT_OUT > left_out[1]
 
 
 @pytest.fixture

@@ -75,9 +75,8 @@ def test_indices_that_are_off_by_one_end_in_no_plausible_model(still):
     shifted = still.observed.hkl + np.array([0, 0, 1])
     found = refine_still(replace(still, observed=replace(still.observed, hkl=shifted)), Settings(terms=(), d_min=1.5))
     assert found.verdict.state in ("poor", "not converged")
-    # where such a fit ends is chance: at spots without light, or far from those that were seen
-    told = ("boxes stand out from their background by 10 sigma, of 102 indexed spots", "are their indices right?")
-    assert any(words in reason for words in told for reason in found.verdict.reasons)
+    # it walks to another place of the lattice, away from the spots that were said to be there
+    assert any("are their indices right?" in reason for reason in found.verdict.reasons)
 
 
 def rolled(folder, by):
